@@ -1,0 +1,1 @@
+"""One broker behind one port, per module; `base` is the port."""

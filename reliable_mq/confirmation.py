@@ -1,0 +1,250 @@
+"""Confirmation: what `submit` returns, one per message, and Confirmations, one per batch.
+
+A Confirmation ends once, as a Receipt or as a PublishError, and can be asked from any number of
+threads and event loops. Waking loops is batched: a burst of endings costs each loop one wake-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from reliable_mq.errors import BatchIncomplete, PublishError, PublishUnknown
+from reliable_mq.message import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from reliable_mq.message import Message
+
+__all__ = ["Confirmation", "Confirmations"]
+
+log = logging.getLogger("reliable_mq.producer")
+
+# Guards the rare moves: the first callback of a confirmation, a new loop. Never held while waiting.
+_GATE = threading.Lock()
+
+
+class Confirmation:
+    """The ending of one publish. Thread-safe; cancelling who waits never cancels the send.
+
+    Callbacks run on the publisher's thread, or at once on the caller's where it has ended already;
+    they must be quick and must not raise. A failure that nobody looked at is logged as an error
+    when the confirmation is dropped.
+    """
+
+    __slots__ = ("_alarm", "_callbacks", "_outcome", "message")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self._outcome: Receipt | PublishError | None = None
+        self._callbacks: deque[Callable[[Confirmation], object]] | None = None
+        self._alarm: _Unseen | None = None
+
+    def settle(self, outcome: Receipt | PublishError) -> None:
+        """End it. Called by the publisher's thread only, and the first call counts."""
+        if self._outcome is not None:
+            return
+        if isinstance(outcome, PublishError):
+            self._alarm = _Unseen(outcome)
+        self._outcome = outcome
+        if self._callbacks is not None:
+            self._run_callbacks()
+
+    @property
+    def outcome(self) -> Receipt | PublishError | None:
+        """The ending, or None as long as there is none. Looking at a failure counts as seeing it."""
+        if self._alarm is not None:
+            self._alarm.seen = True
+        return self._outcome
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._outcome is not None
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it failed and nobody has looked at that yet."""
+        return self._alarm is not None and not self._alarm.seen
+
+    def result(self, timeout: float | None = None) -> Receipt:
+        """Wait for the Receipt, at most `timeout` seconds (None: until the publisher's deadline).
+
+        Raises: the PublishError it ended with; PublishUnknown when `timeout` is over first: the
+        send goes on, and this confirmation can be asked again.
+        """
+        if self._outcome is None:
+            ended = threading.Event()
+            self.add_done_callback(lambda _: ended.set())
+            if not ended.wait(timeout):
+                text = (
+                    f"message {self.message.id} to {self.message.topic!r} was not confirmed within "
+                    f"{timeout} s; it may be stored: publish again with the same id"
+                )
+                raise PublishUnknown(text, self.message)
+        return self._get()
+
+    def add_done_callback(self, callback: Callable[[Confirmation], object]) -> None:
+        """Call `callback(self)` at the end, once."""
+        with _GATE:
+            if self._callbacks is None:
+                self._callbacks = deque()
+            self._callbacks.append(callback)
+        # settle() may have read _callbacks before the append: then nobody else runs this one.
+        if self._outcome is not None:
+            self._run_callbacks()
+
+    def __await__(self) -> Generator[Any, None, Receipt]:
+        if self._outcome is None:
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+            bell = _bell_of(loop)
+            self.add_done_callback(lambda _: bell.ring(waiter))
+            yield from waiter
+        return self._get()
+
+    def __repr__(self) -> str:
+        state = "pending" if self._outcome is None else type(self._outcome).__name__
+        return f"<Confirmation {self.message.id} {state}>"
+
+    def _get(self) -> Receipt:
+        outcome = self.outcome
+        if isinstance(outcome, Receipt):
+            return outcome
+        assert outcome is not None  # noqa: S101 - both callers have waited for it
+        raise outcome
+
+    def _run_callbacks(self) -> None:
+        callbacks = self._callbacks
+        while callbacks:
+            try:
+                callback = callbacks.popleft()  # atomic: each runs once, whoever gets it
+            except IndexError:
+                return
+            try:
+                callback(self)
+            except Exception:
+                log.exception("a callback of message %s failed", self.message.id)
+
+
+class _Unseen:
+    """Says so when a failure is dropped that nobody looked at; exists for failures only."""
+
+    __slots__ = ("error", "seen")
+
+    def __init__(self, error: PublishError) -> None:
+        self.error = error
+        self.seen = False
+
+    def __del__(self) -> None:
+        if not self.seen:
+            log.error("a publish failed and nobody looked at its Confirmation: %s", self.error)
+
+
+class _Bell:
+    """Wakes one event loop once for all the waiters that ended since it last woke."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._rung = False
+
+    def ring(self, waiter: asyncio.Future[None]) -> None:
+        self._waiters.append(waiter)
+        if not self._rung:
+            self._rung = True
+            try:
+                self._loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:  # the loop is closed: there is nobody left to wake
+                self._waiters.clear()
+
+    def _wake(self) -> None:
+        self._rung = False  # before emptying: what is appended from here on rings again
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+_bells: WeakKeyDictionary[asyncio.AbstractEventLoop, _Bell] = WeakKeyDictionary()
+
+
+def _bell_of(loop: asyncio.AbstractEventLoop) -> _Bell:
+    bell = _bells.get(loop)
+    if bell is None:
+        with _GATE:
+            bell = _bells.setdefault(loop, _Bell(loop))
+    return bell
+
+
+class Confirmations:
+    """The endings of a batch, in the order of its inputs. Thread-safe, awaitable."""
+
+    def __init__(self, confirmations: list[Confirmation]) -> None:
+        self._confirmations = confirmations
+
+    def __len__(self) -> int:
+        return len(self._confirmations)
+
+    def __getitem__(self, index: int) -> Confirmation:
+        return self._confirmations[index]
+
+    def result(self, timeout: float | None = None) -> list[Receipt]:
+        """Wait for all; raises BatchIncomplete when any of them has no Receipt.
+
+        `timeout` is seconds for the whole batch; a message without an answer by then counts as
+        PublishUnknown.
+        """
+        pending = [one for one in self._confirmations if not one.done()]
+        if pending:
+            _all_done(pending).wait(timeout)
+        return self._collect()
+
+    def __await__(self) -> Generator[Any, None, list[Receipt]]:
+        for confirmation in self._confirmations:
+            if not confirmation.done():
+                loop = asyncio.get_running_loop()
+                waiter = loop.create_future()
+                bell = _bell_of(loop)
+                confirmation.add_done_callback(lambda _, w=waiter, b=bell: b.ring(w))  # type: ignore[misc]
+                yield from waiter
+        return self._collect()
+
+    def _collect(self) -> list[Receipt]:
+        outcomes: list[Receipt | PublishError] = []
+        failed = 0
+        for confirmation in self._confirmations:
+            outcome = confirmation.outcome
+            if outcome is None:
+                text = f"message {confirmation.message.id} has no answer yet; it may be stored"
+                outcome = PublishUnknown(text, confirmation.message)
+            failed += isinstance(outcome, PublishError)
+            outcomes.append(outcome)
+        if failed:
+            text = (
+                f"{failed} of {len(outcomes)} messages have no Receipt; "
+                "`outcomes` has one entry an input"
+            )
+            raise BatchIncomplete(text, outcomes)
+        return outcomes  # type: ignore[return-value] - no PublishError is left in it
+
+
+def _all_done(pending: list[Confirmation]) -> threading.Event:
+    """An event that is set when the last of them has ended."""
+    ended = threading.Event()
+    left = iter(pending)
+
+    def follow(_: Confirmation | None = None) -> None:
+        # One callback at a time, on the next that is still open: a batch of n costs few callbacks.
+        for confirmation in left:
+            if not confirmation.done():
+                confirmation.add_done_callback(follow)
+                return
+        ended.set()
+
+    follow()
+    return ended
