@@ -1,0 +1,60 @@
+# Everything a developer does here. Each target makes what it needs; `make` alone lists them.
+.DEFAULT_GOAL := help
+
+PY := .venv/bin/python
+READY := .venv/.installed
+
+$(READY): pyproject.toml tools/venv.sh
+	@tools/venv.sh .venv dev
+
+.venv: $(READY) ## make the environment with all tools (the other targets do it by themselves)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=/path/to/python3 chooses the interpreter of .venv (else python3, from 3.10 on)."
+	@echo "  CI=true turns what would skip for want of a tool or a broker into a failure."
+
+demo: $(READY) ## watch an order service survive kill -9, failures and poison (BROKER=url: on that broker)
+	@$(PY) -m examples.demo $(if $(BROKER),--broker $(BROKER))
+
+test: $(READY) ## all tests: the unit tier on every installed Python, then integration/
+	@tools/strace.sh
+	@tools/unit.sh
+	$(PY) -m pytest integration
+
+test-fast: $(READY) ## the unit tier on the main interpreter: no network, under 20 s
+	$(PY) -m pytest
+
+faults: $(READY) ## integration/ with the long forms of the fault tests
+	RELIABLE_MQ_LONG=1 $(PY) -m pytest integration
+
+CHECKS := "ruff check ." "ruff format --check ." mypy lint-imports codespell
+
+check: $(READY) ## lint, format, types, imports, spelling: runs all of them, changes nothing
+	@failed=0; \
+	for step in $(CHECKS); do \
+		echo "== $$step"; \
+		.venv/bin/$$step || failed=1; \
+	done; \
+	exit $$failed
+
+bench: $(READY) ## all benchmarks, or one (ONLY=B7)
+	@$(PY) -m benchmarks $(ONLY)
+
+BROKERS := $(wildcard reliable_mq/testing/brokers.py reliable_mq/testing/brokers/__main__.py)
+NO_BROKERS := The embedded broker (SQLite) needs no server. \
+	Kafka, RabbitMQ and RocketMQ come later, and are then started and stopped here.
+
+brokers-up: $(READY) ## start local brokers
+	@$(if $(BROKERS),$(PY) -m reliable_mq.testing.brokers up,echo "$(NO_BROKERS)")
+
+brokers-down: $(READY) ## stop them
+	@$(if $(BROKERS),$(PY) -m reliable_mq.testing.brokers down,echo "$(NO_BROKERS)")
+
+clean: ## remove environments, caches and results
+	rm -rf .venv .venv-* .venv*.lock .cache .coverage .coverage.* htmlcov build dist .hypothesis
+	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help demo test test-fast faults check bench brokers-up brokers-down clean .venv
