@@ -55,10 +55,10 @@ bootstrap_pip() {
     mkdir -p "$temporary/state/lists/partial" "$temporary/cache/archives/partial"
     options=(-o "Dir::State=$temporary/state" -o "Dir::Cache=$temporary/cache" -o Debug::NoLocking=1)
     (
-        cd "$temporary"
-        apt-get "${options[@]}" update
-        apt-get "${options[@]}" download python3-pip-whl
-        dpkg-deb --extract python3-pip-whl_*.deb unpacked
+        cd "$temporary" &&
+            apt-get "${options[@]}" update &&
+            apt-get "${options[@]}" download python3-pip-whl &&
+            dpkg-deb --extract python3-pip-whl_*.deb unpacked
     ) >"$temporary/log" 2>&1 || { tail -n 5 "$temporary/log" >&2; rm -rf "$temporary"; return 1; }
     local status=1
     for wheel in "$temporary"/unpacked/usr/share/python-wheels/pip-*.whl; do
