@@ -9,21 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from reliable_mq.errors import BatchIncomplete, PublishError, PublishUnknown
 from reliable_mq.message import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
 
     from reliable_mq.message import Message
 
-__all__ = ["Confirmation", "Confirmations"]
+__all__ = ["Confirmation", "Confirmations", "when_all_done"]
 
 log = logging.getLogger("reliable_mq.producer")
+
+#: Seconds between two looks for room, where nothing of ours tells when there is some.
+A_LOOK = 0.01
 
 # Guards the rare moves: the first callback of a confirmation, a new loop. Never held while waiting.
 _GATE = threading.Lock()
@@ -42,7 +46,8 @@ class Confirmation:
     def __init__(self, message: Message) -> None:
         self.message = message
         self._outcome: Receipt | PublishError | None = None
-        self._callbacks: deque[Callable[[Confirmation], object]] | None = None
+        # A list: an empty deque costs 600 bytes, for each message in flight.
+        self._callbacks: list[Callable[[Confirmation], object]] | None = None
         self._alarm: _Unseen | None = None
 
     def settle(self, outcome: Receipt | PublishError) -> None:
@@ -57,7 +62,7 @@ class Confirmation:
 
     @property
     def outcome(self) -> Receipt | PublishError | None:
-        """The ending, or None as long as there is none. Looking at a failure counts as seeing it."""
+        """The ending, None while there is none. Looking at a failure counts as seeing it."""
         if self._alarm is not None:
             self._alarm.seen = True
         return self._outcome
@@ -92,7 +97,7 @@ class Confirmation:
         """Call `callback(self)` at the end, once."""
         with _GATE:
             if self._callbacks is None:
-                self._callbacks = deque()
+                self._callbacks = []
             self._callbacks.append(callback)
         # settle() may have read _callbacks before the append: then nobody else runs this one.
         if self._outcome is not None:
@@ -122,7 +127,7 @@ class Confirmation:
         callbacks = self._callbacks
         while callbacks:
             try:
-                callback = callbacks.popleft()  # atomic: each runs once, whoever gets it
+                callback = callbacks.pop(0)  # atomic: each runs once, whoever gets it
             except IndexError:
                 return
             try:
@@ -182,10 +187,21 @@ def _bell_of(loop: asyncio.AbstractEventLoop) -> _Bell:
 
 
 class Confirmations:
-    """The endings of a batch, in the order of its inputs. Thread-safe, awaitable."""
+    """The endings of a batch, in the order of its inputs. One thread or task at a time; awaitable.
 
-    def __init__(self, confirmations: list[Confirmation]) -> None:
-        self._confirmations = confirmations
+    Inputs are drawn as room comes. What had no room when it was made is drawn by whoever waits for
+    the result.
+
+    Args:
+        drawn: Sends the next input at each step and yields its Confirmation, or, while there is no
+            room, the seconds that are left for waiting for some.
+    """
+
+    def __init__(self, drawn: Iterable[Confirmation | float]) -> None:
+        self._drawn = iter(drawn)
+        self._confirmations: list[Confirmation] = []
+        #: How many at the front have ended already, so that nobody looks there again.
+        self._ended_before = 0
 
     def __len__(self) -> int:
         return len(self._confirmations)
@@ -193,26 +209,51 @@ class Confirmations:
     def __getitem__(self, index: int) -> Confirmation:
         return self._confirmations[index]
 
+    def draw_some(self) -> float | None:
+        """Send inputs until there is no room: the seconds one may wait. None: all are sent."""
+        for drawn in self._drawn:
+            if not isinstance(drawn, Confirmation):
+                return drawn
+            self._confirmations.append(drawn)
+        return None
+
+    def draw_all(self) -> None:
+        """Send all inputs, waiting for room where there is none."""
+        while (left := self.draw_some()) is not None:
+            self._wait_for_one(min(left, A_LOOK))
+
     def result(self, timeout: float | None = None) -> list[Receipt]:
         """Wait for all; raises BatchIncomplete when any of them has no Receipt.
 
-        `timeout` is seconds for the whole batch; a message without an answer by then counts as
-        PublishUnknown.
+        `timeout` is seconds for the confirms of the whole batch; a message without an answer by
+        then counts as PublishUnknown.
         """
-        pending = [one for one in self._confirmations if not one.done()]
-        if pending:
-            _all_done(pending).wait(timeout)
+        self.draw_all()
+        ended = threading.Event()
+        when_all_done(self._confirmations, ended.set)
+        ended.wait(timeout)
         return self._collect()
 
     def __await__(self) -> Generator[Any, None, list[Receipt]]:
-        for confirmation in self._confirmations:
-            if not confirmation.done():
-                loop = asyncio.get_running_loop()
-                waiter = loop.create_future()
-                bell = _bell_of(loop)
-                confirmation.add_done_callback(lambda _, w=waiter, b=bell: b.ring(w))  # type: ignore[misc]
-                yield from waiter
+        while (left := self.draw_some()) is not None:
+            yield from asyncio.sleep(min(left, A_LOOK)).__await__()
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        bell = _bell_of(loop)
+        when_all_done(self._confirmations, lambda: bell.ring(waiter))
+        yield from waiter
         return self._collect()
+
+    def _wait_for_one(self, seconds: float) -> None:
+        """Until the oldest that is on its way has ended, or so long."""
+        for confirmation in self._confirmations[self._ended_before :]:
+            if not confirmation.done():
+                ended = threading.Event()
+                confirmation.add_done_callback(_setter(ended))
+                ended.wait(seconds)
+                return
+            self._ended_before += 1
+        time.sleep(seconds)  # none of ours is on its way: others hold the room
 
     def _collect(self) -> list[Receipt]:
         outcomes: list[Receipt | PublishError] = []
@@ -230,21 +271,24 @@ class Confirmations:
                 "`outcomes` has one entry an input"
             )
             raise BatchIncomplete(text, outcomes)
-        return outcomes  # type: ignore[return-value] - no PublishError is left in it
+        return cast("list[Receipt]", outcomes)
 
 
-def _all_done(pending: list[Confirmation]) -> threading.Event:
-    """An event that is set when the last of them has ended."""
-    ended = threading.Event()
-    left = iter(pending)
+def _setter(event: threading.Event) -> Callable[[Confirmation], None]:
+    return lambda _: event.set()
+
+
+def when_all_done(confirmations: Iterable[Confirmation], callback: Callable[[], object]) -> None:
+    """Call `callback()` once the last of them has ended: at once, or on the publisher's thread."""
+    left = iter(confirmations)
 
     def follow(_: Confirmation | None = None) -> None:
-        # One callback at a time, on the next that is still open: a batch of n costs few callbacks.
+        # One callback at a time, on the next that is still open: a batch of n costs few callbacks,
+        # and no two threads ever count at once.
         for confirmation in left:
             if not confirmation.done():
                 confirmation.add_done_callback(follow)
                 return
-        ended.set()
+        callback()
 
     follow()
-    return ended

@@ -1,13 +1,13 @@
 """Every error of the package, split by what the caller does next.
 
     ReliableMQError
-    ├── ConfigurationError (ValueError)   fix the program or its settings; raised before the first poll
+    ├── ConfigurationError (ValueError)   fix the program or its settings; before the first poll
     ├── PublishError                      `.message` keeps the id: `mq.resend(error.message)`
     │   ├── PublishRejected               not stored; the same message will be refused again
     │   │   ├── Unroutable                no such topic, or nothing is bound to it
     │   │   └── TooLarge                  over the limit of the broker
-    │   ├── PublishUnknown                no answer: it may be stored; publish again with the same id
-    │   └── Backpressure                  not stored, there is no room: slow down, then try again
+    │   ├── PublishUnknown                no answer: it may be stored; publish again, same id
+    │   └── Backpressure                  not stored, there is no room: slow down, try again
     ├── BatchIncomplete                   `.outcomes`: a Receipt or a PublishError per input
     ├── TransportError                    the broker's side
     │   ├── ConnectionFailed              retried by the thread that owns the connection
@@ -107,7 +107,7 @@ class LeaseLost(TransportError):
 
 
 class CodecError(ReliableMQError):
-    """The bytes cannot be read as the handler's type; `body` keeps them, the text never shows them."""
+    """The bytes cannot be read as the handler's type; `body` keeps them, the text never does."""
 
     def __init__(self, text: str, body: bytes | None = None) -> None:
         super().__init__(text)

@@ -7,7 +7,7 @@ begin with `rmq-`, so programs that do not use this library read and write the s
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from typing import Literal
 
 from msgspec import Struct
 
@@ -26,7 +26,7 @@ __all__ = [
     "without_ours",
 ]
 
-Header = tuple[str, Union[bytes, str]]
+Header = tuple[str, bytes | str]
 
 #: Headers that begin so are ours: text only, refused in a user's `headers=`.
 PREFIX = "rmq-"
@@ -40,6 +40,9 @@ GROUP = "rmq-group"
 HISTORY = "rmq-history"
 #: How often a dead letter was replayed: each replay opens a new generation of attempts.
 GENERATION = "rmq-generation"
+#: Which replay sent this copy, and how many replays the message has had.
+REPLAY_ID = "rmq-replay-id"
+REPLAY_COUNT = "rmq-replay-count"
 CONTENT_TYPE = "content-type"
 
 
@@ -86,8 +89,8 @@ class Delivery(Struct, frozen=True):
 
     `attempt` is 1 plus the failed runs that the adapter knows of; it is what a later `nack` of a
     Delivery with a higher attempt handed to it. `redelivered` counts arrivals that ended without
-    an ack or a nack (a crash, a lost lease): suspicion, never an attempt. `weak_id` marks an id that
-    two different messages may share. `arrived` is monotonic seconds of the clock in use.
+    an ack or a nack (a crash, a lost lease): suspicion, never an attempt. `weak_id` marks an id
+    that two different messages may share. `arrived` is monotonic seconds of the clock in use.
     """
 
     message: Message
@@ -105,7 +108,7 @@ class Topic(Struct, frozen=True):
 
 
 class RetryCopy(Struct, frozen=True):
-    """One group of a topic again, not before `delay` seconds; `message.topic` stays the original."""
+    """One group again, not before `delay` seconds; `message.topic` stays the original."""
 
     topic: str
     group: str
@@ -119,7 +122,7 @@ class DeadLetter(Struct, frozen=True):
     group: str
 
 
-Destination = Union[Topic, RetryCopy, DeadLetter]
+Destination = Topic | RetryCopy | DeadLetter
 
 
 def dead_letter_topic(topic: str, group: str) -> str:

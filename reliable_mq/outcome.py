@@ -7,7 +7,7 @@ same. Whatever else it raises is turned into one of the three by the consumer's 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final, Union
+from typing import Final
 
 from reliable_mq.errors import ReliableMQError
 
@@ -51,4 +51,4 @@ class Reject(ReliableMQError):
         self.reason = reason
 
 
-Outcome = Union[Done, Retry, Reject]
+Outcome = Done | Retry | Reject

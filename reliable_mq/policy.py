@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Union
 
 from msgspec import Struct
@@ -15,14 +14,18 @@ from reliable_mq.outcome import Reject, Retry, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
 
 __all__ = ["Batch", "Limits", "RetryPolicy"]
 
-Matcher = Union[tuple[type[BaseException], ...], type[BaseException], "Callable[[BaseException], bool]"]
+Matcher = Union[
+    tuple[type[BaseException], ...], type[BaseException], "Callable[[BaseException], bool]"
+]
 
 #: Reasons that a policy gives a dead letter; the whole list is in `deadletter`.
 RETRIES_EXHAUSTED: Final = "retries-exhausted"
 FATAL: Final = "fatal-exception"
+DEFAULT_ATTEMPTS: Final = 5
 
 
 class RetryPolicy:
@@ -51,7 +54,7 @@ class RetryPolicy:
 
     def __init__(
         self,
-        attempts: int = 5,
+        attempts: int = DEFAULT_ATTEMPTS,
         *,
         backoff: float | timedelta = 1.0,
         max_backoff: float | timedelta = 60.0,
@@ -64,13 +67,15 @@ class RetryPolicy:
         retry: Callable[[Any], bool] | None = None,
     ) -> None:
         if attempts < 1:
-            msg = f"RetryPolicy(attempts={attempts!r}): at least 1, the first run; retry=None gives it"
+            msg = f"RetryPolicy(attempts={attempts!r}): 1 or more, the first run is the first"
             raise ConfigurationError(msg)
-        if stop is not None and (attempts != 5 or within is not None):
+        if stop is not None and (attempts != DEFAULT_ATTEMPTS or within is not None):
             msg = "RetryPolicy: stop= takes the place of attempts= and within=; give one of them"
             raise ConfigurationError(msg)
         if retry is not None and (retry_on != (Exception,) or reject_on != ()):
-            msg = "RetryPolicy: retry= takes the place of retry_on= and reject_on=; give one of them"
+            msg = (
+                "RetryPolicy: retry= takes the place of retry_on= and reject_on=; give one of them"
+            )
             raise ConfigurationError(msg)
         self.attempts = attempts
         self.backoff = _duration("backoff", backoff)
@@ -176,6 +181,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Every buffer of the library and how far it may fill. Reaching one is Backpressure or a pause.
 
     credit: deliveries that one consumer has in hand, running, waiting or held by a waiting key.
+        None: 64 for each unit of concurrency, at most 1,000, and two batches at least.
     credit_bytes: bytes of their bodies; the consumer takes no more above it, so it may pass it by
         the deliveries of one poll.
     window: messages published and not yet confirmed, for the whole app.
@@ -183,7 +189,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     stories: messages whose failed runs are remembered for the dead letter's history.
     """
 
-    credit: int = 1_000
+    credit: int | None = None
     credit_bytes: int = 64 * 1024 * 1024
     window: int = 10_000
     window_bytes: int = 64 * 1024 * 1024

@@ -20,7 +20,7 @@ Rules that hold for all of it:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, Union, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -54,7 +54,7 @@ __all__ = [
 Order = Literal["none", "key", "partition"]
 #: Where a group without a position begins. None: earliest where the broker retains, else its
 #: declaration. A float is epoch seconds, an int an offset.
-Start = Union[Literal["earliest", "latest"], float, int, None]
+Start = Literal["earliest", "latest"] | float | int | None
 #: on_revoke(leases, deadline): called inside `poll`; deadline is monotonic seconds.
 OnRevoke = Callable[[Sequence[Lease], float], None]
 
@@ -112,7 +112,7 @@ class TopicSpec(Struct, frozen=True):
 
 
 class Topology(Struct, frozen=True):
-    """All that an app declares. "create" makes what is missing and alters nothing; "check" compares."""
+    """All that an app declares. "create" makes what is missing, "check" compares; none alters."""
 
     topics: tuple[TopicSpec, ...] = ()
     mode: Literal["create", "check"] = "create"
@@ -167,7 +167,7 @@ class Publisher(Protocol):
         * While an earlier message of a key is refused for now, timed out or in doubt, nothing new
           of that key is sent; then all go out again from the first failed one on, in order, with
           their ids.
-        * `to` says who gets it: Topic = every group of `message.topic`; RetryCopy, DeadLetter = one.
+        * `to` says who gets it: every group of `message.topic` (Topic), or one (the others).
         * `not_before` is epoch seconds; a RetryCopy's `delay` counts from now. Never early.
         """
 

@@ -1,0 +1,428 @@
+"""One consumer: its owner thread, its lanes, and its place in the group.
+
+The owner thread is the only one that touches the Subscription and the lanes. It goes round:
+
+    collect    what workers and publisher reported, and settle it (`settle`)
+    wake       lanes whose wait is over
+    poll       the heartbeat; its limit is the credit that is left
+    route      new arrivals into their lanes, lanes to the workers
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+from reliable_mq.errors import ConnectionFailed, ReliableMQError
+from reliable_mq.events import LeasesLost, Overdue, StalledByKey, Suspected
+from reliable_mq.execution import Execution
+from reliable_mq.ordering.lanes import HALTED, Lane, Lanes
+from reliable_mq.settle import InHand, Sent, Settler
+from reliable_mq.turns import Report
+from reliable_mq.workers import Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from reliable_mq.adapters.base import Polled, Publisher, Subscribe, Subscription, Transport
+    from reliable_mq.clock import Clock
+    from reliable_mq.events import Observers
+    from reliable_mq.message import Delivery, Lease
+    from reliable_mq.pipeline import Pipeline
+    from reliable_mq.workers import Workers
+
+__all__ = ["Consumer", "ConsumerHealth", "State"]
+
+log = logging.getLogger("reliable_mq.consumer")
+
+#: The longest wait of one poll; a heartbeat is due every second.
+HEARTBEAT = 0.5
+#: Seconds between two tries to reach a broker that is gone.
+RECONNECT = 1.0
+#: Seconds between two looks at what is overdue, stalled or old.
+LOOK = 0.25
+#: Seconds without a round after which a consumer does not count as alive.
+SILENT = 10.0
+
+State = Literal["starting", "running", "paused", "disconnected", "stopping", "stopped", "failed"]
+
+
+class ConsumerHealth(Struct, frozen=True, kw_only=True):
+    """How a consumer is doing. Ages are seconds; no I/O was done to find out.
+
+    live: the owner thread goes round and not too many handlers are stuck.
+    ready: it is live and takes work.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    group: str
+    state: State
+    live: bool
+    ready: bool
+    why: str = ""
+    in_hand: int = 0
+    running: int = 0
+    overdue: int = 0
+    halted_keys: int = 0
+    suspects: int = 0
+    since_last_poll: float | None = None
+    oldest_unfinished: float | None = None
+
+
+class Consumer:
+    """One member of a group. `health`, `call` and `stop_soon`: any thread; all else: the owner.
+
+    `own` goes round until it is told to stop, then drains. `step` is one round, which tests drive
+    by hand in virtual time.
+
+    Args:
+        lane_of: The key of a delivery's lane; equal keys run one after another, in order.
+        pause: Waits until the event is set or so many seconds are over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        subscribe: Subscribe,
+        pipeline: Pipeline,
+        *,
+        lane_of: Callable[[Delivery], Hashable],
+        credit: int,
+        credit_bytes: int,
+        timeout: float | None,
+        dead_letter_limit: int,
+        max_stuck: int,
+        transport: Transport,
+        publisher: Callable[[], Publisher],
+        publish_timeout: float,
+        clock: Clock,
+        observers: Observers,
+        pause: Callable[[threading.Event, float], object] = threading.Event.wait,
+    ) -> None:
+        self.name = name
+        self.subscribe = subscribe
+        #: Where workers leave their reports.
+        self.mailbox = Mailbox(self._wake)
+        #: Deliveries whose handlers still ran when the time to stop was over.
+        self.abandoned: list[Delivery] = []
+        self._transport = transport
+        self._clock = clock
+        self._observers = observers
+        self._pause = pause
+        self._timeout = timeout
+        self._max_stuck = max_stuck
+        self._lane_of = lane_of
+        self._workers: Workers | None = None
+        self._subscription: Subscription | None = None
+        self._news = threading.Event()
+        self._in_hand = InHand(credit, credit_bytes)
+        self._lanes = Lanes(self._hand_out)
+        self._settler = Settler(
+            pipeline,
+            self._lanes,
+            self._in_hand,
+            self.mailbox,
+            group=subscribe.group,
+            publisher=publisher,
+            publish_timeout=publish_timeout,
+            dead_letter_limit=dead_letter_limit,
+            clock=clock,
+            observers=observers,
+        )
+        self._threaded = False
+        self._state: State = "starting"
+        self._why = ""
+        self._stop_at: float | None = None
+        self._last_poll: float | None = None
+        self._looked_at = float("-inf")
+        self._overdue: set[Lane] = set()
+        self._stalled = False
+        self._oldest: float | None = None
+        self._running = 0
+        self._halted = 0
+
+    # ---- life
+
+    def open(self, workers: Workers) -> None:
+        """Join the group. Raises ConfigurationError, TransportError."""
+        self._workers = workers
+        self._subscription = self._transport.subscribe(self.subscribe, self._on_revoke)
+        self._settler.subscription = self._subscription
+        workers.start()
+        self._state = "running"
+
+    def own(self) -> None:
+        """Go round until `stop_soon`, then drain; "failed" is the state when it cannot go on."""
+        self._threaded = True
+        try:
+            while self._stop_at is None:
+                self._round(None)
+            self.drain(self._stop_at)
+        except Exception as error:
+            self._state, self._why = "failed", f"{type(error).__name__}: {error}"
+            log.critical("consumer %s cannot go on", self.name, exc_info=True)
+        finally:
+            self.close()
+
+    def stop_soon(self, deadline: float) -> None:
+        """Drain, and be through by `deadline`, monotonic seconds. Any thread."""
+        self._stop_at = deadline
+        self._wake()
+
+    def drain(self, deadline: float) -> None:
+        """Take nothing more, drop what has not started, wait for what runs; then flush the acks."""
+        self._stop_at = deadline
+        self._state = "stopping"
+        self._in_hand.give(self._lanes.close())
+        while self._busy():
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                break
+            self._round(min(HEARTBEAT, left))
+        self.collect()
+
+    def close(self) -> None:
+        """Give back what has not ended, and leave the group. Idempotent."""
+        subscription, self._subscription = self._subscription, None
+        self._settler.subscription = None
+        if subscription is None:
+            return
+        self.abandoned = [lane.current for lane in self._lanes if lane.current is not None]
+        if self._workers is not None:
+            self._workers.stop()
+        try:
+            subscription.close()
+        except ReliableMQError:
+            # Its leases run out by themselves; what was acked may come again.
+            log.warning("consumer %s: leaving the group failed", self.name, exc_info=True)
+        if self._state != "failed":
+            self._state = "stopped"
+
+    def call(self, command: Callable[[Settler, Lanes], object]) -> None:
+        """Have the owner thread run `command` soon. Any thread."""
+        self.mailbox.put(lambda: command(self._settler, self._lanes))
+
+    # ---- one round
+
+    def step(self, timeout: float | None = None) -> Polled:
+        """One round. `timeout`: the longest wait for news; None: until something is due."""
+        assert self._subscription is not None  # noqa: S101 - open() comes first
+        self._news.clear()
+        self.collect()
+        now = self._clock.monotonic()
+        self._lanes.wake(now)
+        polled = self._subscription.poll(self._limit(), self._patience(now, timeout))
+        self._last_poll = now = self._clock.monotonic()
+        if self._state == "disconnected":
+            self._state, self._why = "running", ""
+        if polled.lost:
+            self._lost(len(polled.lost))
+        if polled.deliveries:
+            self._route(polled.deliveries)
+        if self._lanes.suspects:
+            # Only here, behind the poll that took the acks along: should this one kill the
+            # process, what ended before it stays ended.
+            self._run_suspect()
+        if now - self._looked_at >= LOOK:
+            self._look_around(now)
+        return polled
+
+    def left_alone(self, lane: Lane) -> Report | None:
+        """An empty report while the consumer is paused: workers leave lanes alone. Any thread."""
+        return Report(lane) if self._settler.paused else None
+
+    def call_at(self, due: float, call: Callable[[], None]) -> None:
+        """Call on the owner thread at `due`, monotonic seconds. The owner thread only."""
+        self._lanes.call_later(None, due, lambda _: call())
+
+    @property
+    def threaded(self) -> bool:
+        """Whether an owner thread of its own goes round; else somebody steps it by hand."""
+        return self._threaded
+
+    def idle(self) -> bool:
+        """Whether nothing runs, nothing is being published and nothing waits to be collected."""
+        return not (self._busy() or self.mailbox)
+
+    def next_due(self) -> float | None:
+        """When something is due of its own accord, monotonic seconds."""
+        return self._lanes.next_due()
+
+    def _round(self, timeout: float | None) -> None:
+        try:
+            self.step(timeout)
+        except ConnectionFailed as error:
+            if self._state == "running":
+                log.warning("consumer %s: %s", self.name, error)
+                self._state, self._why = "disconnected", str(error)
+            self.collect()  # handlers go on, and what they report must not pile up
+            self._pause(self._news, RECONNECT if timeout is None else min(timeout, RECONNECT))
+
+    def _patience(self, now: float, timeout: float | None) -> float:
+        if self.mailbox:
+            return 0.0
+        longest = HEARTBEAT if timeout is None else timeout
+        due = self._lanes.next_due()
+        return longest if due is None else min(longest, max(0.0, due - now))
+
+    def _limit(self) -> int:
+        if self._stop_at is not None or self._settler.paused or self._lanes.suspects:
+            return 0
+        return self._in_hand.room()
+
+    def _busy(self) -> bool:
+        return bool(self._lanes.busy or self._settler.sending)
+
+    def collect(self) -> None:
+        """Settle what was reported since the last time."""
+        finished: list[Delivery] = []
+        for item in self.mailbox.take():
+            if isinstance(item, Report):
+                self._reported(item, finished)
+            elif isinstance(item, list):  # of a bundle
+                for report in item:
+                    self._reported(report, finished)
+            elif isinstance(item, Sent):
+                self._settler.sent(item)
+            else:
+                item()
+        if finished:
+            self._settler.finished(finished)
+
+    def _reported(self, report: Report, finished: list[Delivery]) -> None:
+        finished += report.done
+        if report.dropped:
+            self._in_hand.give(report.dropped)
+        if self._overdue:
+            self._overdue.discard(report.lane)
+        self._lanes.handed_back(report.lane, len(report.ended))
+        for execution in report.ended:
+            self._settler.settle(report.lane, execution)
+
+    def _route(self, deliveries: Sequence[Delivery]) -> None:
+        self._in_hand.take(deliveries)
+        add, lane_of = self._lanes.add, self._lane_of
+        for delivery in deliveries:
+            try:
+                key = lane_of(delivery)
+            except Exception as error:  # noqa: BLE001 - order_by is the user's: it is a failed run
+                lane = self._lanes.stand(delivery.lease)
+                self._settler.settle(lane, Execution(delivery, delivery.attempt, error=error))
+            else:
+                add(key, delivery)
+
+    def _hand_out(self, lane: Lane) -> None:
+        self._workers.hand_out(lane)  # type: ignore[union-attr]  # open() has set it
+
+    def _run_suspect(self) -> None:
+        head = self._lanes.run_suspect()
+        if head is None:
+            return
+        log.warning(
+            "message %s came again %d times without an end; it runs alone",
+            head.message.id,
+            head.redelivered,
+        )
+        self._observers.emit(Suspected(head.message, self.subscribe.group, head.redelivered))
+
+    # ---- what the broker takes back
+
+    def _lost(self, count: int) -> None:
+        log.warning("consumer %s lost %d leases; they come again", self.name, count)
+        self._observers.emit(LeasesLost(self.subscribe.group, count))
+        self._settler.lost()
+
+    def _on_revoke(self, leases: Sequence[Lease], deadline: float) -> None:
+        """Called from inside poll: finish what runs of these, ack it, and leave the rest."""
+        revoked = set(leases)
+        self._in_hand.give(self._lanes.drop(revoked))
+        while self._settler.sending or any(_runs_one_of(lane, revoked) for lane in self._lanes):
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                return
+            self._pause(self._news, min(left, HEARTBEAT))
+            self._news.clear()
+            self.collect()
+            self._in_hand.give(self._lanes.drop(revoked))
+
+    # ---- how it is doing
+
+    def health(self) -> ConsumerHealth:
+        """A snapshot, at most a quarter of a second old. Any thread, no I/O."""
+        now = self._clock.monotonic()
+        last = self._last_poll
+        silent = None if last is None else max(0.0, now - last)
+        stuck = len(self._overdue) > self._max_stuck
+        state: State = self._state
+        if state == "running" and self._settler.paused:
+            state = "paused"
+        alive = state not in ("failed", "stopped") and (silent is None or silent < SILENT)
+        return ConsumerHealth(
+            name=self.name,
+            topics=self.subscribe.topics,
+            group=self.subscribe.group,
+            state=state,
+            live=alive and not stuck,
+            ready=state == "running" and alive and not stuck,
+            why=self._settler.paused or self._why,
+            in_hand=self._in_hand.count,
+            running=self._running,
+            overdue=len(self._overdue),
+            halted_keys=self._halted,
+            suspects=self._lanes.suspects,
+            since_last_poll=silent,
+            oldest_unfinished=self._oldest,
+        )
+
+    def _look_around(self, now: float) -> None:
+        """What only a look at all lanes shows. There are at most as many as the credit."""
+        self._looked_at = now
+        running = halted = 0
+        oldest = now
+        for lane in self._lanes:
+            current = lane.current
+            if current is not None:
+                running += 1
+                if self._timeout is not None and lane.since and now - lane.since > self._timeout:
+                    self._tell_overdue(lane, current, now - lane.since)
+            halted += lane.state is HALTED
+            head = current or (lane.queue[0] if lane.queue else None)
+            if head is not None:
+                oldest = min(oldest, head.arrived)
+        self._running, self._halted = running, halted
+        self._oldest = now - oldest if len(self._lanes) else None
+        self._tell_stuck()
+        self._tell_stalled()
+
+    def _tell_overdue(self, lane: Lane, current: Delivery, seconds: float) -> None:
+        if lane in self._overdue:
+            return
+        self._overdue.add(lane)
+        log.error("message %s: its handler is overdue, %.1f s so far", current.message.id, seconds)
+        self._observers.emit(Overdue(current.message, self.subscribe.group, seconds))
+
+    def _tell_stuck(self) -> None:
+        if len(self._overdue) > self._max_stuck and not self._settler.paused:
+            self._settler.pause(f"{len(self._overdue)} handlers are stuck beyond their timeout")
+
+    def _tell_stalled(self) -> None:
+        stalled = not self._in_hand.room() and not self._busy() and not self._settler.paused
+        if stalled and not self._stalled:
+            log.warning("consumer %s: waiting keys hold all its credit", self.name)
+            self._observers.emit(StalledByKey(self.subscribe.group, len(self._lanes)))
+        self._stalled = stalled
+
+    def _wake(self) -> None:
+        self._news.set()
+        subscription = self._subscription
+        if subscription is not None:
+            subscription.wake()
+
+
+def _runs_one_of(lane: Lane, leases: set[Lease]) -> bool:
+    current = lane.current
+    return current is not None and current.lease in leases

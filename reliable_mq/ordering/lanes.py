@@ -1,0 +1,241 @@
+"""Lanes: one mailbox per key, run one delivery at a time.
+
+The owner thread is the only one that changes a lane's state; a worker that was handed a lane
+only takes deliveries from the left of its queue while the owner appends on the right (a deque's
+ends are safe for that). So nothing here needs a lock, and at most one worker runs a key:
+
+           add                      worker hands it back, queue not empty
+    (none) ───> READY ──> a worker ─┬──> READY ...
+                  ^                 ├──> forgotten, queue empty
+                  │ due             ├──> WAITING (an ending is carried out, or until due)
+                  └─────────────────┴──> HALTED  (until an operator says so)
+
+A lane lives from its first delivery to its last, so memory follows what is in hand, not how many
+keys there are. A delivery without a key gets a lane of its own: no order, no special case.
+
+A *suspect*, a delivery that came again twice without an ack or a nack, may be what killed the
+process before. It runs when nothing else does, so that it takes nobody with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Hashable, Iterator
+
+    from reliable_mq.message import Delivery, Lease
+
+__all__ = ["HALTED", "READY", "WAITING", "Lane", "Lanes"]
+
+READY, WAITING, HALTED = "ready", "waiting", "halted"
+
+#: Arrivals without an end from which on a message is a suspect.
+SUSPECT = 2
+
+
+class Lane:
+    """The deliveries of one key that have not run yet, in their order."""
+
+    __slots__ = ("again", "current", "due", "endings", "key", "queue", "since", "state", "why")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.queue: deque[Delivery] = deque()
+        self.state = READY
+        #: What a worker runs at this moment, and since when (monotonic seconds; 0 unless timed).
+        #: Written by the worker, read by anybody who only wants to tell.
+        self.current: Delivery | None = None
+        self.since = 0.0
+        #: Endings that are still being carried out; the lane goes on when there are none left.
+        self.endings = 0
+        #: Deliveries to run again before all others, and not before `due`.
+        self.again: list[Delivery] = []
+        self.due = 0.0
+        #: What an operator needs to know about a halted lane.
+        self.why: Any = None
+
+
+class Lanes:
+    """All lanes of one consumer. The owner thread only, but for taking from a lane's queue.
+
+    Args:
+        hand_out: Gives a lane to the workers.
+    """
+
+    def __init__(self, hand_out: Callable[[Lane], None]) -> None:
+        self._hand_out = hand_out
+        self._lanes: dict[Hashable, Lane] = {}
+        self._timers: list[tuple[float, int, Lane | None, Callable[[Any], object]]] = []
+        self._ticket = 0
+        self._suspects: deque[Lane] = deque()
+        self._deferred: deque[Lane] = deque()
+        self._solitary: Lane | None = None
+        self._open = True
+        self._paused = False
+        #: Lanes that the workers have.
+        self.busy = 0
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._lanes.values())
+
+    @property
+    def suspects(self) -> int:
+        """Lanes that wait to run alone, and the one that does; no more work is taken meanwhile."""
+        return len(self._suspects) + (self._solitary is not None)
+
+    def add(self, key: Hashable, delivery: Delivery) -> None:
+        """Put a new arrival behind all others of its key."""
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(key)
+            lane.queue.append(delivery)
+            self._ready(lane)
+        else:
+            lane.queue.append(delivery)
+
+    def stand(self, key: Hashable) -> Lane:
+        """A lane of its own for a delivery that cannot run; it waits for one ending."""
+        lane = self._lanes[key] = Lane(key)
+        lane.state = WAITING
+        lane.endings = 1
+        return lane
+
+    def handed_back(self, lane: Lane, endings: int) -> None:
+        """A worker is through with a lane; `endings` of its runs have to be carried out."""
+        self.busy -= 1
+        if lane is self._solitary:
+            self._solitary = None
+            self.hand_out_deferred()
+        if endings:
+            lane.state = WAITING
+            lane.endings = endings
+        else:
+            self._go_on(lane)
+
+    def ended(self, lane: Lane) -> None:
+        """One ending is carried out; when it was the last, the lane goes on."""
+        lane.endings -= 1
+        if not lane.endings:
+            self._go_on(lane)
+
+    def run_again(self, lane: Lane, delivery: Delivery, due: float) -> None:
+        """One ending is a further run of this delivery, first of all, not before `due`."""
+        lane.again.append(delivery)
+        lane.due = max(lane.due, due)
+        self.ended(lane)
+
+    def call_later(self, lane: Lane | None, due: float, resume: Callable[[Any], object]) -> None:
+        """Call `resume(lane)` from `wake` once it is `due`, monotonic seconds."""
+        self._ticket += 1
+        heapq.heappush(self._timers, (due, self._ticket, lane, resume))
+
+    def halt(self, lane: Lane, why: object) -> None:
+        """Let the lane stand until `resume`."""
+        lane.state = HALTED
+        lane.why = why
+
+    def resume(self, lane: Lane) -> None:
+        """Take a halted lane back to where its ending is carried out."""
+        lane.state = WAITING
+
+    def halted(self) -> list[Lane]:
+        """The lanes that wait for an operator."""
+        return [lane for lane in self._lanes.values() if lane.state is HALTED]
+
+    def next_due(self) -> float | None:
+        """When the next timer is due, monotonic seconds."""
+        return self._timers[0][0] if self._timers else None
+
+    def wake(self, now: float) -> None:
+        """Set going what is due."""
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            _, _, lane, resume = heapq.heappop(timers)
+            resume(lane)
+
+    def close(self) -> list[Delivery]:
+        """Hand out nothing more, and forget what has not started; returns it."""
+        self._open = False
+        return self.drop()
+
+    def drop(self, leases: Container[Lease] | None = None) -> list[Delivery]:
+        """Forget what has not started, all of it or what these leases hold; returns it.
+
+        The queue is emptied from the right, so a worker may go on taking from the left; what it
+        does not find it does not run, and it hands the lane back.
+        """
+        dropped: list[Delivery] = []
+        for lane in tuple(self._lanes.values()):
+            kept: deque[Delivery] = deque()
+            for delivery in (*_emptied(lane.queue), *_emptied(lane.again)):
+                if leases is None or delivery.lease in leases:
+                    dropped.append(delivery)
+                else:
+                    kept.appendleft(delivery)
+            lane.queue.extend(kept)
+        return dropped
+
+    def pause(self) -> None:
+        """Hand out nothing; what gets ready waits."""
+        self._paused = True
+
+    def unpause(self) -> None:
+        """Hand out again, what waited first."""
+        self._paused = False
+        self.hand_out_deferred()
+
+    def run_suspect(self) -> Delivery | None:
+        """Hand out one suspect if nothing else runs; returns its head."""
+        while self._suspects and not (self.busy or self._paused or self._solitary):
+            lane = self._suspects.popleft()
+            if lane.queue:
+                self._solitary = lane
+                self.busy += 1
+                self._hand_out(lane)
+                return lane.queue[0]
+            self._ready(lane)  # dropped while it waited: gone
+        return None
+
+    def hand_out_deferred(self) -> None:
+        """Hand out what got ready while it could not."""
+        while self._deferred and not (self._paused or self._solitary):
+            self._ready(self._deferred.popleft())
+
+    def _go_on(self, lane: Lane) -> None:
+        if lane.again:
+            lane.queue.extendleft(reversed(lane.again))
+            lane.again.clear()
+            due, lane.due = lane.due, 0.0
+            if self._open:
+                lane.state = WAITING
+                self.call_later(lane, due, self._ready)
+                return
+        self._ready(lane)
+
+    def _ready(self, lane: Lane) -> None:
+        if not lane.queue or not self._open:  # run to its end, dropped while it waited, or closed
+            del self._lanes[lane.key]
+            return
+        lane.state = READY
+        if self._solitary is not None or self._paused:
+            self._deferred.append(lane)
+        elif lane.queue[0].redelivered >= SUSPECT:
+            self._suspects.append(lane)
+        else:
+            self.busy += 1
+            self._hand_out(lane)
+
+
+def _emptied(deliveries: deque[Delivery] | list[Delivery]) -> Iterator[Delivery]:
+    """Take all from the right, the last first; another thread may take from the left meanwhile."""
+    while deliveries:
+        try:
+            yield deliveries.pop()
+        except IndexError:
+            return

@@ -1,0 +1,241 @@
+"""Publishing: what `mq.publish`, `submit`, `submit_all` and `resend` do.
+
+The adapter confirms; this module gives ids, bounds what is on its way, and waits where the caller
+asked to wait. A publish has three endings: a Receipt, a definite rejection, or unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from reliable_mq.codec import JsonCodec
+from reliable_mq.confirmation import Confirmation, Confirmations
+from reliable_mq.envelope import IdSource, build, check
+from reliable_mq.errors import Backpressure, ConfigurationError, PublishError
+from reliable_mq.events import Published, PublishFailed
+from reliable_mq.message import Message, Receipt, Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from reliable_mq.adapters.base import Publisher
+    from reliable_mq.clock import Clock
+    from reliable_mq.codec import Codec
+    from reliable_mq.envelope import Headers, Key
+    from reliable_mq.events import Observers
+    from reliable_mq.message import Destination
+    from reliable_mq.policy import Limits
+
+__all__ = ["Producer"]
+
+log = logging.getLogger("reliable_mq.producer")
+
+
+class Producer:
+    """Publishes for one app. Any thread.
+
+    Args:
+        publisher: Gives the adapter's publisher; connects at the first call.
+        max_body: Gives the bytes of the largest body that the broker takes.
+    """
+
+    def __init__(
+        self,
+        publisher: Callable[[], Publisher],
+        max_body: Callable[[], int],
+        *,
+        publish_timeout: float,
+        limits: Limits,
+        clock: Clock,
+        observers: Observers,
+    ) -> None:
+        #: Seconds until a publish without a timeout of its own ends as unknown.
+        self.publish_timeout = publish_timeout
+        self.new_id: Callable[[], str] = IdSource()
+        self._publisher = publisher
+        self._max_body = max_body
+        self._limits = limits
+        self._clock = clock
+        self._observers = observers
+        self._codec: Codec = JsonCodec()
+        # Guards the two counters; publishers end confirmations on threads of their own.
+        self._room = threading.Condition()
+        self._pending = 0
+        self._pending_bytes = 0
+        self._waiting = 0
+        self._failed: list[Confirmation] = []
+
+    def message(
+        self,
+        topic: str,
+        value: object,
+        *,
+        key: Key = None,
+        id: str | None = None,
+        headers: Headers = None,
+        content_type: str | None = None,
+        codec: Codec | None = None,
+    ) -> Message:
+        """The message that `publish` would send, for `submit_all`, with its id already fixed.
+
+        Raises: ConfigurationError for a value, key or header of a kind that cannot be sent.
+        """
+        return build(
+            topic,
+            value,
+            key=key,
+            id=self.new_id() if id is None else id,
+            headers=headers,
+            content_type=content_type,
+            codec=codec or self._codec,
+            now=self._clock.now(),
+        )
+
+    def send(
+        self,
+        message: Message,
+        to: Destination | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Confirmation:
+        """Hand a message to the broker; never blocks. Its failures come in the Confirmation.
+
+        timeout: seconds until it ends as PublishUnknown; None: the app's `publish_timeout`.
+        """
+        size = len(message.body or b"")
+        limits = self._limits
+        with self._room:
+            full = (
+                self._pending >= limits.window or self._pending_bytes + size > limits.window_bytes
+            ) and self._pending > 0
+            if not full:
+                self._pending += 1
+                self._pending_bytes += size
+        if full:
+            return _ended(message, self._no_room(message))
+        try:
+            if to is None:  # a user's; copies of ours carry headers that a user's may not
+                check(message, self._max_body())
+            deadline = self._clock.monotonic() + (
+                self.publish_timeout if timeout is None else timeout
+            )
+            confirmation = self._publisher().submit(
+                message, Topic() if to is None else to, deadline=deadline
+            )
+        except PublishError as error:
+            confirmation = _ended(message, error)
+        except BaseException:
+            self._leave(size)
+            raise
+        confirmation.add_done_callback(self._ended)
+        return confirmation
+
+    def send_and_wait(
+        self, message: Message, to: Destination | None = None, *, timeout: float | None = None
+    ) -> Receipt:
+        """Send, waiting for room and for the confirm, `timeout` seconds in all.
+
+        Raises: ConfigurationError on a thread with a running event loop; PublishError.
+        """
+        refuse_in_loop("publish", "await mq.submit(...)")
+        seconds = self.publish_timeout if timeout is None else timeout
+        deadline = self._clock.monotonic() + seconds
+        while True:
+            left = max(0.0, deadline - self._clock.monotonic())
+            confirmation = self.send(message, to, timeout=left)
+            try:
+                # The adapter answers by the deadline; a second more tells its answer from ours.
+                return confirmation.result(left + 1.0)
+            except Backpressure:
+                if not self._wait_for_room(deadline):
+                    raise
+
+    def send_all(self, messages: Iterable[Message]) -> Confirmations:
+        """Send all, drawing them as room comes; see `ReliableMQ.submit_all`."""
+        batch = Confirmations(self._draw(messages))
+        if asyncio._get_running_loop() is None:  # noqa: SLF001 - the public one raises, and costs
+            batch.draw_all()
+        else:
+            batch.draw_some()
+        return batch
+
+    def unconfirmed(self) -> int:
+        """Messages on their way."""
+        return self._pending
+
+    def close(self, publisher: Publisher, timeout: float) -> list[Message]:
+        """Close the adapter's publisher and return what is not confirmed, or failed unseen."""
+        left = list(publisher.close(timeout))
+        known = {message.id for message in left}
+        left += [one.message for one in self._failed if one.unseen and one.message.id not in known]
+        self._failed.clear()
+        return left
+
+    def _draw(self, messages: Iterable[Message]) -> Iterable[Confirmation | float]:
+        """Yield a Confirmation per message, and in between the seconds one may wait for room."""
+        for message in messages:
+            deadline = self._clock.monotonic() + self.publish_timeout
+            while True:
+                confirmation = self.send(message)
+                if not isinstance(confirmation.outcome, Backpressure):
+                    break
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    break
+                yield left
+            yield confirmation
+
+    def _wait_for_room(self, deadline: float) -> bool:
+        """Wait until something has ended; False when it is too late for that."""
+        left = deadline - self._clock.monotonic()
+        if left <= 0:
+            return False
+        with self._room:
+            self._waiting += 1
+            # The broker, too, may be out of room: then nothing of ours need end, so look again.
+            self._room.wait(min(left, 0.05))
+            self._waiting -= 1
+        return True
+
+    def _ended(self, confirmation: Confirmation) -> None:
+        """Runs on the publisher's thread."""
+        self._leave(len(confirmation.message.body or b""))
+        outcome = confirmation._outcome  # noqa: SLF001 - looking must not count as seeing it
+        if isinstance(outcome, Receipt):
+            if self._observers:
+                self._observers.emit(Published(confirmation.message, outcome))
+        elif outcome is not None:
+            if len(self._failed) < self._limits.window:
+                self._failed = [one for one in self._failed if one.unseen]
+                self._failed.append(confirmation)
+            self._observers.emit(PublishFailed(confirmation.message, outcome))
+
+    def _leave(self, size: int) -> None:
+        with self._room:
+            self._pending -= 1
+            self._pending_bytes -= size
+            if self._waiting:
+                self._room.notify_all()
+
+    def _no_room(self, message: Message) -> Backpressure:
+        text = (
+            f"message {message.id} was not sent: {self._pending} messages wait for their confirm, "
+            f"which is the window; wait for some, or raise Limits(window=, window_bytes=)"
+        )
+        return Backpressure(text, message)
+
+
+def _ended(message: Message, error: PublishError) -> Confirmation:
+    confirmation = Confirmation(message)
+    confirmation.settle(error)
+    return confirmation
+
+
+def refuse_in_loop(name: str, remedy: str) -> None:
+    """Raise where waiting would stop an event loop."""
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises, and costs
+        msg = f"{name}() waits, and this thread runs an event loop: use {remedy}"
+        raise ConfigurationError(msg)

@@ -1,0 +1,367 @@
+"""A started app: its transport, its publisher, its consumers and their threads.
+
+`connect` is enough to publish; `start` adds the consumers. Everything an app does to the world
+outside comes in through Environment, which tests swap for virtual time and a broker in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from reliable_mq.adapters.base import GroupSpec, Subscribe, TopicSpec, Topology
+from reliable_mq.batches import Batcher
+from reliable_mq.clock import SYSTEM_CLOCK
+from reliable_mq.consumer import Consumer
+from reliable_mq.errors import ConfigurationError
+from reliable_mq.execution import Runner
+from reliable_mq.handlers import compile_handler
+from reliable_mq.message import Message
+from reliable_mq.pipeline import Pipeline
+from reliable_mq.settings import open_transport
+from reliable_mq.turns import turn_of
+from reliable_mq.workers import LoopWorkers, ThreadWorkers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from reliable_mq.adapters.base import Capabilities, Order, Publisher, Transport
+    from reliable_mq.clock import Clock
+    from reliable_mq.consumer import ConsumerHealth
+    from reliable_mq.events import Observers
+    from reliable_mq.handlers import Handler
+    from reliable_mq.message import Delivery
+    from reliable_mq.policy import Limits
+    from reliable_mq.routes import ConsumerOptions, Declared
+    from reliable_mq.workers import Workers
+
+__all__ = ["Environment", "Runtime", "Stopped"]
+
+log = logging.getLogger("reliable_mq.app")
+
+
+class Stopped(Struct, frozen=True):
+    """What a stop left undone.
+
+    unconfirmed: messages without a Receipt, and failures that nobody looked at.
+    abandoned: messages whose handlers still ran; they come again.
+    """
+
+    unconfirmed: tuple[Message, ...] = ()
+    abandoned: tuple[Message, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.unconfirmed or self.abandoned)
+
+
+class Environment:
+    """Time, chance, threads and brokers: what tests replace."""
+
+    clock: Clock = SYSTEM_CLOCK
+    pause = staticmethod(threading.Event.wait)
+    draw = staticmethod(random.random)
+    #: Consumers have owner threads; False: somebody steps them by hand.
+    threads = True
+    runner = Runner
+
+    def __init__(self) -> None:
+        self.host = socket.gethostname()
+
+    def open(self, url: str) -> Transport:
+        """The transport of this URL."""
+        return open_transport(url, clock=self.clock)
+
+    def workers(
+        self, consumer: Consumer, handler: Handler, count: int, turn: Any, loop: Any
+    ) -> Workers:
+        """Where the handlers of this consumer run."""
+        if handler.is_async:
+            return LoopWorkers(loop, count, turn, consumer.mailbox)
+        return ThreadWorkers(f"reliable-mq-{consumer.name}", count, turn, consumer.mailbox)
+
+
+class Runtime:
+    """One app, connected. Made by its app, used from any thread, gone after `stop`."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topology: Topology,
+        environment: Environment,
+        *,
+        limits: Limits,
+        publish_timeout: float,
+        observers: Observers,
+    ) -> None:
+        self.transport = transport
+        self.topology = topology
+        self.consumers: list[Consumer] = []
+        self._environment = environment
+        self._limits = limits
+        self._publish_timeout = publish_timeout
+        self._observers = observers
+        self._pid = os.getpid()
+        self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        transport.ensure(topology)
+        self.publisher: Publisher = transport.publisher()
+
+    def check_pid(self) -> None:
+        """Raise in the child of a fork: threads and connections did not come along."""
+        if os.getpid() != self._pid:
+            msg = "this app was connected before a fork; make or start it in the child instead"
+            raise ConfigurationError(msg)
+
+    # ---- consumers
+
+    def start(
+        self,
+        declared: Sequence[Declared],
+        *,
+        around: Sequence[Any],
+        overrides: Mapping[Any, Any],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        """Join the groups and start the threads; `loop` runs `async def` handlers.
+
+        Raises: ConfigurationError when a consumer asks for what the broker cannot do.
+        """
+        try:
+            for one in declared:
+                handler = compile_handler(
+                    one.function,
+                    codec=one.options.codec,
+                    content_type=one.options.content_type,
+                    batch=one.options.batch is not None,
+                    around=around,
+                    overrides=overrides,
+                )
+                self._open(handler, one.options, loop)
+        except BaseException:
+            for consumer in self.consumers:
+                consumer.close()
+            self._stop_loop()
+            raise
+        if not self._environment.threads:
+            return
+        for consumer in self.consumers:
+            thread = threading.Thread(
+                target=consumer.own, name=f"reliable-mq-{consumer.name}-owner", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self, timeout: float) -> list[Message]:
+        """Drain the consumers within `timeout` seconds; returns what was abandoned."""
+        deadline = self._environment.clock.monotonic() + timeout
+        for consumer in self.consumers:
+            consumer.stop_soon(deadline)
+        for thread in self._threads:
+            # A second over: the owner itself ends by the deadline and then leaves its group.
+            thread.join(max(0.0, deadline - self._environment.clock.monotonic()) + 1.0)
+        if not self._environment.threads:
+            for consumer in self.consumers:
+                consumer.drain(deadline)
+                consumer.close()
+        self._stop_loop()
+        return [one.message for consumer in self.consumers for one in consumer.abandoned]
+
+    def health(self) -> tuple[ConsumerHealth, ...]:
+        """How the consumers are doing."""
+        return tuple(consumer.health() for consumer in self.consumers)
+
+    def find(self, topic: str, group: str) -> list[Consumer]:
+        """This app's consumers of a topic in a group."""
+        return [
+            consumer
+            for consumer in self.consumers
+            if consumer.subscribe.group == group and topic in consumer.subscribe.topics
+        ]
+
+    def _open(
+        self, handler: Handler, options: ConsumerOptions, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
+        capabilities = self.transport.capabilities
+        check_against(options, handler.name, capabilities, self._topics(), self._limits)
+        environment = self._environment
+        runner = self._environment.runner(
+            handler,
+            group=options.group,
+            timeout=options.timeout,
+            clock=environment.clock,
+            observers=self._observers,
+        )
+        pipeline = Pipeline(
+            handler=handler.name,
+            group=options.group,
+            policy=options.retry,
+            on_failure=options.on_failure,
+            keyed=_keyed(options.order_by),
+            max_hold=capabilities.max_hold,
+            stories=self._limits.stories,
+            clock=environment.clock,
+            draw=environment.draw,
+            host=environment.host,
+            observers=self._observers,
+        )
+        consumer = Consumer(
+            f"{options.group}-{handler.name}",
+            Subscribe(
+                topics=options.topics,
+                group=options.group,
+                order=_order(options.order_by),
+                start=options.start_from,
+            ),
+            pipeline,
+            lane_of=_lane_of(options.order_by),
+            credit=_credit(options, self._limits),
+            credit_bytes=self._limits.credit_bytes,
+            timeout=None if handler.is_async else options.timeout,
+            dead_letter_limit=options.dead_letter_limit,
+            max_stuck=options.max_stuck,
+            transport=self.transport,
+            publisher=lambda: self.publisher,
+            publish_timeout=self._publish_timeout,
+            clock=environment.clock,
+            observers=self._observers,
+            pause=environment.pause,
+        )
+        if handler.is_async and loop is None:
+            loop = self._own_loop()
+        turn = turn_of(
+            consumer.left_alone,
+            runner,
+            batch=options.batch,
+            timed=options.timeout is not None,
+            clock=environment.clock,
+        )
+        workers = environment.workers(consumer, handler, options.concurrency, turn, loop)
+        if options.batch is not None:
+            workers = Batcher(workers, options.batch, environment.clock, consumer.call_at)
+        consumer.open(workers)
+        self.consumers.append(consumer)
+
+    def _topics(self) -> dict[str, TopicSpec]:
+        return {topic.name: topic for topic in self.topology.topics}
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(
+                target=self._loop.run_forever, name="reliable-mq-loop", daemon=True
+            ).start()
+        return self._loop
+
+    def _stop_loop(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop = None
+
+
+def topology_of(
+    topics: Mapping[str, TopicSpec], declared: Sequence[Declared], mode: Any
+) -> Topology:
+    """What an app declares: its topics, and those of its consumers with their groups.
+
+    Raises: ConfigurationError when two consumers of one group start at different places.
+    """
+    specs = dict(topics)
+    for one in declared:
+        options = one.options
+        for name in options.topics:
+            spec = specs.get(name) or TopicSpec(name)
+            groups = {group.name: group for group in spec.groups}
+            known = groups.get(options.group)
+            starts = {options.start_from} | ({known.start} if known else set())
+            if len(starts - {None}) > 1:
+                msg = f"group {options.group!r} of {name!r} starts at two places; name one"
+                raise ConfigurationError(msg)
+            if known is None or known.start is None:
+                groups[options.group] = GroupSpec(options.group, options.start_from)
+            specs[name] = TopicSpec(name, spec.ordered, tuple(groups.values()))
+    return Topology(tuple(specs.values()), mode)
+
+
+def check_against(
+    options: ConsumerOptions,
+    handler: str,
+    capabilities: Capabilities,
+    topics: Mapping[str, TopicSpec],
+    limits: Limits,
+) -> None:
+    """Refuse what this broker, these topics or these limits cannot honour; name the remedy."""
+    order, broker = _order(options.order_by), capabilities.name
+    if order != "none":
+        for name in options.topics:
+            if not topics[name].ordered:
+                msg = f"{handler}: topic {name!r} is declared ordered=False; use order_by='none'"
+                raise ConfigurationError(msg)
+        if capabilities.key_order == "none":
+            msg = f"{handler}: {broker} keeps no order; use order_by='none'"
+            raise ConfigurationError(msg)
+    if options.start_from is not None and options.start_from not in capabilities.starts:
+        msg = f"{handler}: {broker} cannot start a group from {options.start_from!r}; leave it out"
+        raise ConfigurationError(msg)
+    hold = capabilities.max_hold
+    if hold is not None and options.timeout is not None and options.timeout >= hold:
+        msg = f"{handler}: timeout={options.timeout} must be below the {hold} s that {broker} waits"
+        raise ConfigurationError(msg)
+    needed = max(options.concurrency, options.batch.size if options.batch else 0)
+    if limits.credit is not None and limits.credit < needed:
+        msg = f"{handler}: Limits(credit={limits.credit}) is less than the {needed} it runs at once"
+        raise ConfigurationError(msg)
+
+
+def _credit(options: ConsumerOptions, limits: Limits) -> int:
+    """Enough to keep the workers fed, little enough to leave other members their share."""
+    if limits.credit is not None:
+        return limits.credit
+    batch = options.batch.size if options.batch else 1
+    return max(min(1_000, 64 * options.concurrency), 2 * options.concurrency * batch)
+
+
+def _order(order_by: Any) -> Order:
+    # The broker knows keys, not functions: for one of those, one member has the whole partition.
+    return "partition" if callable(order_by) else order_by
+
+
+def _lane_of(order_by: Any) -> Callable[[Delivery], Hashable]:
+    if order_by == "key":
+        return lambda one: (
+            one.lease
+            if one.message.key is None
+            else (one.message.topic, one.partition, one.message.key)
+        )
+    if order_by == "partition":
+        return lambda one: (one.message.topic, one.partition)
+    if order_by == "none":
+        return lambda one: one.lease
+
+    def lane_of(one: Delivery) -> Hashable:
+        key = order_by(one.message)
+        return one.lease if key is None else (one.message.topic, one.partition, key)
+
+    return lane_of
+
+
+def _keyed(order_by: Any) -> Callable[[Delivery], bool]:
+    if order_by == "key":
+        return lambda one: one.message.key is not None
+    if order_by in ("partition", "none"):
+        return lambda _: order_by == "partition"
+    lane_of = _lane_of(order_by)
+
+    def keyed(one: Delivery) -> bool:
+        try:
+            return lane_of(one) is not one.lease
+        except Exception:  # noqa: BLE001 - it has no key, and its failed run says why
+            return False
+
+    return keyed

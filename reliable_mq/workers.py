@@ -1,0 +1,161 @@
+"""Where handlers run: lane threads for `def`, one event loop for `async def`.
+
+Workers take what they are handed, run a turn of it, and put the report into the mailbox of the
+owner thread, which is woken once a burst. They know nothing of brokers and settle nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+__all__ = ["LoopWorkers", "Mailbox", "ThreadWorkers", "Workers"]
+
+#: A task that never suspends leaves the event loop to others after so many seconds.
+TURN_SECONDS = 0.005
+
+
+class Mailbox:
+    """What other threads tell the owner thread. `put` from any thread, `take` by the owner."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._items: deque[Any] = deque()
+        self._wake = wake
+        self._rung = False
+
+    def put(self, item: object) -> None:
+        """Leave an item, and wake the owner unless it has been woken since it last looked."""
+        self._items.append(item)
+        if not self._rung:
+            self._rung = True
+            self._wake()
+
+    def take(self) -> list[Any]:
+        """All there is."""
+        self._rung = False  # before emptying: what comes from here on rings again
+        items = self._items
+        return [items.popleft() for _ in range(len(items))]
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+
+class Workers(Protocol):
+    """Runs what the owner thread hands out."""
+
+    def start(self) -> None:
+        """Be ready to run."""
+
+    def hand_out(self, item: Any) -> None:
+        """Run this item soon. The owner thread only."""
+
+    def stop(self) -> None:
+        """Run nothing further; what runs is left to itself (threads) or cancelled (tasks)."""
+
+
+class ThreadWorkers:
+    """A fixed number of daemon threads, so that a handler that never returns cannot hold the exit.
+
+    Args:
+        count: Threads, which is the concurrency.
+        turn: Runs one item and returns what the owner shall hear.
+        mailbox: Where that goes.
+    """
+
+    def __init__(
+        self, name: str, count: int, turn: Callable[[Any], object], mailbox: Mailbox
+    ) -> None:
+        self._ready: SimpleQueue[Any] = SimpleQueue()
+        self._turn = turn
+        self._mailbox = mailbox
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True)
+            for index in range(count)
+        ]
+        self.hand_out = self._ready.put
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let each thread end after what it runs now."""
+        for _ in self._threads:
+            self._ready.put(None)
+
+    def _work(self) -> None:
+        take, turn, put = self._ready.get, self._turn, self._mailbox.put
+        while (item := take()) is not None:
+            put(turn(item))
+
+
+class LoopWorkers:
+    """Tasks on one event loop, at most `count` at a time. A task runs lanes until there is none.
+
+    Args:
+        turn: Coroutine function that runs one item and returns what the owner shall hear.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        count: int,
+        turn: Callable[[Any], Awaitable[object]],
+        mailbox: Mailbox,
+    ) -> None:
+        self._loop = loop
+        self._count = count
+        self._turn = turn
+        self._mailbox = mailbox
+        self._ready: deque[Any] = deque()
+        self._called = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Tasks that still look for work. Not len(_tasks): a task that found none is discarded
+        #: only a loop turn later, and an item handed out in between would have nobody.
+        self._looking = 0
+        self._stopped = False
+
+    def start(self) -> None:
+        """Nothing to do: the loop runs already."""
+
+    def hand_out(self, item: Any) -> None:
+        """Queue an item and wake the loop, once a burst."""
+        self._ready.append(item)
+        if not self._called:
+            self._called = True
+            self._loop.call_soon_threadsafe(self._pump)
+
+    def stop(self) -> None:
+        """Cancel what still runs. Any thread; the loop may be gone already."""
+        self._stopped = True
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _pump(self) -> None:
+        self._called = False  # before looking: what is appended from here on calls again
+        wanted = min(len(self._ready), self._count - self._looking)
+        for _ in range(wanted):
+            self._looking += 1
+            task = self._loop.create_task(self._work())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _work(self) -> None:
+        ready, turn, put = self._ready, self._turn, self._mailbox.put
+        until = self._loop.time() + TURN_SECONDS
+        while ready and not self._stopped:
+            put(await turn(ready.popleft()))
+            if self._loop.time() >= until:
+                await asyncio.sleep(0)  # a handler that never suspends must not starve the loop
+                until = self._loop.time() + TURN_SECONDS
+        self._looking -= 1
