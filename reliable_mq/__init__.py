@@ -12,7 +12,7 @@ The smallest complete program:
 
     with mq:
         mq.publish("orders", {"id": 1}, key="customer-7")
-        input("Enter ends it\\n")
+        input("Enter ends it")
 
 A confirmed message is not lost; a delivery is settled only after its handler returned, or after a
 retry copy or a dead letter of it was confirmed; the first runs of a key follow its order. What each
@@ -69,9 +69,9 @@ __all__ = [
     "Clock",
     "Codec",
     "CodecError",
+    "ConfigurationError",
     "Confirmation",
     "Confirmations",
-    "ConfigurationError",
     "ConnectionFailed",
     "Context",
     "Delivery",

@@ -12,7 +12,7 @@
     ├── TransportError                    the broker's side
     │   ├── ConnectionFailed              retried by the thread that owns the connection
     │   └── LeaseLost                     somebody else will get the delivery; nothing to do
-    ├── CodecError                        the bytes do not fit the handler's type; `.body` keeps them
+    ├── CodecError                        the bytes do not fit the type; `.body` keeps them
     ├── StoreUnavailable                  the store cannot answer; nothing is settled meanwhile
     ├── Busy                              another owner holds the claim; try again later
     ├── BatchFailed                       raised by a batch handler: `{index: error}`

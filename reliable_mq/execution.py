@@ -79,10 +79,12 @@ class Runner:
         *,
         group: str,
         timeout: float | None,
+        max_body: int,
         clock: Clock,
         observers: Observers,
     ) -> None:
         self.handler = handler
+        self._max_body = max_body
         self._group = group
         self._timeout = timeout
         self._clock = clock
@@ -182,7 +184,14 @@ class Runner:
 
     def _context(self, delivery: Delivery, attempt: int, began: float) -> Context:
         deadline = None if self._timeout is None else began + self._timeout
-        return Context(delivery, group=self._group, attempt=attempt, deadline=deadline)
+        return Context(
+            delivery,
+            group=self._group,
+            attempt=attempt,
+            deadline=deadline,
+            now=self._clock.now,
+            max_body=self._max_body,
+        )
 
     def _returned(
         self,

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from reliable_mq.codec import JsonCodec
 from reliable_mq.confirmation import Confirmation, Confirmations
-from reliable_mq.envelope import IdSource, build, check
+from reliable_mq.envelope import build, check
 from reliable_mq.errors import Backpressure, ConfigurationError, PublishError
 from reliable_mq.events import Published, PublishFailed
+from reliable_mq.ids import IdSource
 from reliable_mq.message import Message, Receipt, Topic
 
 if TYPE_CHECKING:

@@ -134,7 +134,7 @@ class Routes:
             group=_group(names, group),
             concurrency=_at_least(1, "concurrency", concurrency),
             order_by=_order_by(order_by),
-            retry=_policy(retry),  # type: ignore[arg-type]
+            retry=_policy(retry),
             on_failure=_on_failure(on_failure),
             dead_letter_limit=_at_least(1, "dead_letter_limit", dead_letter_limit),
             timeout=_timeout(timeout),
@@ -193,7 +193,7 @@ def _group(topics: tuple[str, ...], group: str | None) -> str:
     return group
 
 
-def _at_least(least: int, name: str, value: int) -> int:
+def _at_least(least: int, name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         msg = f"consumer({name}={value!r}): a whole number from {least} up"
         raise ConfigurationError(msg)

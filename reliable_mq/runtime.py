@@ -6,7 +6,6 @@ outside comes in through Environment, which tests swap for virtual time and a br
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -27,9 +26,10 @@ from reliable_mq.message import Message
 from reliable_mq.pipeline import Pipeline
 from reliable_mq.settings import open_transport
 from reliable_mq.turns import turn_of
-from reliable_mq.workers import LoopWorkers, ThreadWorkers
+from reliable_mq.workers import LoopThread, LoopWorkers, ThreadWorkers
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from reliable_mq.adapters.base import Capabilities, Order, Publisher, Transport
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["Environment", "Runtime", "Stopped"]
 
 log = logging.getLogger("reliable_mq.app")
+
+#: Seconds that a thread gets beyond its budget, to leave its group and end.
+LAST_SECOND = 1.0
 
 
 class Stopped(Struct, frozen=True):
@@ -65,14 +68,20 @@ class Environment:
     """Time, chance, threads and brokers: what tests replace."""
 
     clock: Clock = SYSTEM_CLOCK
-    pause = staticmethod(threading.Event.wait)
-    draw = staticmethod(random.random)
     #: Consumers have owner threads; False: somebody steps them by hand.
     threads = True
     runner = Runner
 
     def __init__(self) -> None:
         self.host = socket.gethostname()
+
+    def pause(self, news: threading.Event, seconds: float) -> None:
+        """Wait until there is news, or so long."""
+        news.wait(seconds)
+
+    def draw(self) -> float:
+        """A number from 0 to 1 that nobody can foresee."""
+        return random.random()  # noqa: S311 - it spreads retries, it keeps no secret
 
     def open(self, url: str) -> Transport:
         """The transport of this URL."""
@@ -109,7 +118,7 @@ class Runtime:
         self._observers = observers
         self._pid = os.getpid()
         self._threads: list[threading.Thread] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: LoopThread | None = None
         transport.ensure(topology)
         self.publisher: Publisher = transport.publisher()
 
@@ -165,7 +174,7 @@ class Runtime:
             consumer.stop_soon(deadline)
         for thread in self._threads:
             # A second over: the owner itself ends by the deadline and then leaves its group.
-            thread.join(max(0.0, deadline - self._environment.clock.monotonic()) + 1.0)
+            thread.join(max(0.0, deadline - self._environment.clock.monotonic()) + LAST_SECOND)
         if not self._environment.threads:
             for consumer in self.consumers:
                 consumer.drain(deadline)
@@ -195,6 +204,7 @@ class Runtime:
             handler,
             group=options.group,
             timeout=options.timeout,
+            max_body=capabilities.max_body,
             clock=environment.clock,
             observers=self._observers,
         )
@@ -253,15 +263,12 @@ class Runtime:
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(
-                target=self._loop.run_forever, name="reliable-mq-loop", daemon=True
-            ).start()
-        return self._loop
+            self._loop = LoopThread()
+        return self._loop.loop
 
     def _stop_loop(self) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.stop(LAST_SECOND)
             self._loop = None
 
 

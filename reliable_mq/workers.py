@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-__all__ = ["LoopWorkers", "Mailbox", "ThreadWorkers", "Workers"]
+__all__ = ["LoopThread", "LoopWorkers", "Mailbox", "ThreadWorkers", "Workers"]
 
 #: A task that never suspends leaves the event loop to others after so many seconds.
 TURN_SECONDS = 0.005
@@ -93,6 +93,34 @@ class ThreadWorkers:
         take, turn, put = self._ready.get, self._turn, self._mailbox.put
         while (item := take()) is not None:
             put(turn(item))
+
+
+class LoopThread:
+    """An event loop of ours in a thread, for apps that have none."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="reliable-mq-loop", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Cancel what runs and close the loop, waiting at most `timeout` seconds for that."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            self.loop.run_forever()
+            self.loop.run_until_complete(self._end_tasks())
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        finally:
+            self.loop.close()
+
+    async def _end_tasks(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class LoopWorkers:

@@ -212,7 +212,6 @@ class _Environment(Environment):
     def __init__(self, test: InMemory, dice: random.Random) -> None:
         super().__init__()
         self.clock: Clock = test.clock
-        self.draw = dice.random  # type: ignore[assignment]  # a bound method where a static one was
         self._test = test
         self._dice = dice
         self._workers: list[_InlineWorkers] = []
@@ -220,6 +219,10 @@ class _Environment(Environment):
     def pause(self, _: threading.Event, seconds: float) -> None:
         """Waiting is letting time pass."""
         self._test.clock.advance(seconds)
+
+    def draw(self) -> float:
+        """As the seed has it."""
+        return self._dice.random()
 
     def open(self, url: str) -> Transport:
         """The broker in memory, whatever the URL."""

@@ -1,0 +1,84 @@
+"""The pytest plugin: an app in memory, and a real broker, as fixtures.
+
+    def test_billing(reliable_mq_memory):
+        t = reliable_mq_memory(mq)              # as `with inmemory(mq) as t`, until the test ends
+        t.publish("orders", {"id": 1}, key="a")
+        t.run_until_idle()
+
+    def test_for_real(reliable_mq_broker):      # pytest --reliable-mq=sqlite, or a URL
+        mq = ReliableMQ(reliable_mq_broker.url)
+        orders = reliable_mq_broker.name("orders")
+
+Nothing of the package is imported before a test asks for a fixture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from reliable_mq.app import ReliableMQ
+    from reliable_mq.testing.inmemory import InMemory
+
+__all__ = ["RealBroker"]
+
+#: Brokers that can be named without a URL, and that are not built yet.
+COMING: Final = ("rabbitmq", "kafka", "rocketmq")
+
+
+class RealBroker:
+    """A broker for one test: its URL, and names that no other test uses."""
+
+    def __init__(self, url: str, test: str) -> None:
+        self.url = url
+        self._test = test
+        self._count = itertools.count(1)
+
+    def name(self, base: str) -> str:
+        """A topic or group name of this test alone."""
+        return f"{base}-{self._test}-{os.getpid()}-{next(self._count)}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --reliable-mq, the broker that `reliable_mq_broker` gives."""
+    parser.getgroup("reliable-mq").addoption(
+        "--reliable-mq",
+        default=None,
+        metavar="BROKER",
+        help="broker of the fixture reliable_mq_broker: sqlite (default), or a URL",
+    )
+
+
+@pytest.fixture
+def reliable_mq_memory() -> Iterator[Callable[[ReliableMQ], InMemory]]:
+    """A function that puts an app into memory and virtual time, until the test ends."""
+    from reliable_mq.testing.inmemory import inmemory
+
+    with contextlib.ExitStack() as stack:
+        yield lambda mq: stack.enter_context(inmemory(mq))
+
+
+@pytest.fixture
+def reliable_mq_broker(request: pytest.FixtureRequest, tmp_path: Path) -> RealBroker:
+    """A real broker: the one of --reliable-mq, else of RELIABLE_MQ_URL, else SQLite in a file."""
+    wanted = request.config.getoption("--reliable-mq")
+    wanted = wanted or os.environ.get("RELIABLE_MQ_URL") or "sqlite"
+    test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:40].strip("-")
+    if wanted == "sqlite":
+        return RealBroker(f"sqlite:///{tmp_path / 'reliable-mq.db'}", test)
+    if "://" in wanted:
+        return RealBroker(wanted, test)
+    if wanted in COMING:
+        msg = f"--reliable-mq={wanted}: not built yet; there is sqlite, or a URL"
+    else:
+        msg = f"--reliable-mq={wanted}: sqlite, or a URL such as sqlite:////tmp/test.db"
+    raise pytest.UsageError(msg)
