@@ -1,0 +1,345 @@
+"""One member's transactions: each flushes its endings, keeps it alive and fetches, as one commit.
+
+The invariant: what is in memory changes only after COMMIT returned. Every transaction begins by
+asking whether this member is still alive; if not, nothing it has in hand counts any more, and it
+goes on as a new member. A COMMIT without an answer ends the same way, but for the acks that turn
+out to be stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from reliable_mq.adapters.base import Polled
+from reliable_mq.adapters.sqlite import members, topology
+from reliable_mq.adapters.sqlite.connection import DiskFull, Locked
+from reliable_mq.adapters.sqlite.group import Group, Taken
+from reliable_mq.adapters.sqlite.retention import Retention
+from reliable_mq.errors import TransportError
+from reliable_mq.message import Delivery, Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reliable_mq.adapters.base import Subscribe
+    from reliable_mq.adapters.sqlite.broker import Broker
+
+__all__ = ["Session"]
+
+log = logging.getLogger("reliable_mq.sqlite")
+
+#: Seconds to wait for the lock of another process: in a poll, which comes again, and at the ends.
+PATIENCE: Final = 0.1
+LONG_PATIENCE: Final = 5.0
+#: Leases are renewed so many times before they would end; a poll with nothing to do writes no more
+#: often than that.
+RENEWALS: Final = 5
+#: Seconds between two looks for what may be deleted, and rows for each. Where messages are being
+#: finished, twice as many are looked at, up to the most, so that deleting keeps pace.
+PURGE_EVERY: Final = 1.0
+PURGE_ROWS: Final = 500
+PURGE_MOST: Final = 1_000
+
+
+class Place:
+    """What this member has in hand of one group: how many messages of each key."""
+
+    __slots__ = ("group", "keys")
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.keys: Counter[bytes] = Counter()
+
+
+class Held(Lease):
+    """A lease that knows what it stands for."""
+
+    __slots__ = ("copy", "key", "place", "position")
+
+    def __init__(self, place: Place, taken: Taken) -> None:
+        super().__init__()
+        self.place = place
+        self.position = taken.position
+        self.key = taken.key
+        self.copy = taken.copy
+
+
+class Again(Struct, frozen=True):
+    """The ending by nack."""
+
+    attempt: int
+    due: float
+
+
+class Turn(Struct):
+    """What a transaction will have changed once it is committed."""
+
+    at: float
+    member: int
+    file: str
+    places: list[Place]
+    settled: list[Held]
+    lost: list[Held]
+    taken: list[tuple[Place, list[Taken]]]
+    renewed: bool = False
+
+
+class Session:
+    """The owner thread only, one call at a time."""
+
+    def __init__(self, broker: Broker, subscribe: Subscribe) -> None:
+        self._broker = broker
+        self._subscribe = subscribe
+        self._connection = broker.connection()
+        self._retention = Retention(self._connection, broker.retention)
+        self._member = 0
+        self._file = ""
+        self._places: list[Place] = []
+        self._held: set[Held] = set()
+        self._acks: dict[Held, None] = {}
+        self._nacks: dict[Held, Again] = {}
+        self._garbage: list[int] = []
+        self._in_doubt = False
+        #: The version of the file in which a look found nothing; None: look again.
+        self._quiet: int | None = None
+        self._next_due = self._next_end = float("inf")
+        self._renew_at = self._purge_at = 0.0
+        self._turns = 0
+
+    # -- endings, kept until the next turn -----------------------------------------------------
+
+    def ack(self, lease: Lease) -> None:
+        """Finished. Ignored where the lease is lost, or has ended already."""
+        if isinstance(lease, Held) and lease in self._held and lease not in self._nacks:
+            self._acks[lease] = None
+
+    def nack(self, lease: Lease, attempt: int, delay: float) -> None:
+        """Again, not before `delay` seconds from now. Ignored as an ack is."""
+        if isinstance(lease, Held) and lease in self._held and lease not in self._acks:
+            self._nacks[lease] = Again(attempt, self._broker.clock.now() + max(0.0, delay))
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Become a member of each group, at the start that was asked for if it has none yet."""
+        self._commit(self._first_turn, LONG_PATIENCE)
+
+    def look(self, limit: int) -> bool:
+        """Whether a turn would change or find anything. Reads, and often not even that."""
+        steady, now = self._broker.clock.monotonic(), self._broker.clock.now()
+        if self._acks or self._nacks or self._in_doubt or steady >= self._renew_at:
+            return True
+        if limit <= 0:
+            return False
+        if steady >= self._purge_at:
+            self._find_garbage(steady, now)
+        if self._garbage:
+            return True
+        version = self._connection.version()
+        if version == self._quiet and now < self._next_due and steady < self._next_end:
+            return False
+        return self._look(version, steady, now)
+
+    def turn(self, limit: int) -> Polled:
+        """Flush, renew, fetch: one transaction.
+
+        Raises: Locked, when nothing was done because another process has the lock; what
+            Subscription.poll raises.
+        """
+        self._find_garbage(self._broker.clock.monotonic(), self._broker.clock.now())
+        return self._commit(lambda: self._next_turn(limit), PATIENCE)
+
+    def leave(self) -> None:
+        """Flush, give everything back, and close the file. Never raises."""
+        try:
+            self._commit(self._last_turn, LONG_PATIENCE)
+        except TransportError as error:
+            log.warning(
+                "a member of group %r could not leave: %s; the others get what it had in hand "
+                "when its lease ends",
+                self._subscribe.group,
+                error,
+            )
+        for lease in self._held:
+            lease.lost = True
+        self._held.clear()
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the file, without a goodbye."""
+        self._connection.drop()
+
+    # -- inside a transaction ------------------------------------------------------------------
+
+    def _first_turn(self) -> Turn:
+        groups = topology.find_groups(self._connection, self._subscribe)
+        topology.place(self._connection, groups, self._subscribe.start)
+        return self._as_new_member()
+
+    def _next_turn(self, limit: int) -> Turn:
+        steady, now = self._broker.clock.monotonic(), self._broker.clock.now()
+        turn = self._end_or_flush(steady)
+        if steady >= self._renew_at:
+            members.renew(self._connection, turn.member, steady)
+            turn.renewed = True
+        if limit > 0:
+            members.bury(self._connection, self._broker.boot_id, steady)
+            self._turns += 1  # another topic begins, so that none keeps the others off
+            for number in range(len(turn.places)):
+                place = turn.places[(number + self._turns) % len(turn.places)]
+                taken = place.group.take(turn.member, limit, now) if limit > 0 else []
+                turn.taken.append((place, taken))
+                limit -= len(taken)
+        self._retention.delete(self._garbage)
+        return turn
+
+    def _last_turn(self) -> Turn:
+        turn = self._end_or_flush(self._broker.clock.monotonic())
+        members.leave(self._connection, turn.member, counted=False)
+        return turn
+
+    def _end_or_flush(self, steady: float) -> Turn:
+        """Bring our endings into the file, if they still count."""
+        boot = self._broker.boot_id
+        alive = members.is_alive(self._connection, self._member, self._file, boot, steady)
+        if alive and not self._in_doubt:
+            return self._flush(steady)
+        settled: list[Held] = []
+        if self._file == self._file_id():
+            if self._in_doubt:
+                settled = [lease for lease in self._acks if self._is_finished(lease)]
+            members.leave(self._connection, self._member, counted=not alive)
+        turn = self._as_new_member()
+        turn.settled = settled
+        turn.lost = [lease for lease in self._held if lease not in settled]
+        return turn
+
+    def _flush(self, steady: float) -> Turn:
+        acked: dict[Place, list[Held]] = {}
+        ended: dict[Place, list[Held]] = {}
+        for lease in self._acks:
+            acked.setdefault(lease.place, []).append(lease)
+        for lease in (*self._acks, *self._nacks):
+            ended.setdefault(lease.place, []).append(lease)
+        for place, leases in ended.items():
+            self._free_keys(place, leases)
+        for place, leases in acked.items():
+            copies = [lease.position for lease in leases if lease.copy]
+            place.group.finish(self._member, [lease.position for lease in leases], copies)
+        for lease, again in self._nacks.items():
+            lease.place.group.again(self._member, lease.position, again.attempt, again.due)
+        return Turn(steady, self._member, self._file, self._places, list(self._acks), [], [])
+
+    def _free_keys(self, place: Place, leases: list[Held]) -> None:
+        last = {lease.key: lease.position for lease in leases if lease.key is not None}
+        ended = Counter(lease.key for lease in leases if lease.key is not None)
+        freed = [last[key] for key, count in ended.items() if count >= place.keys[key]]
+        if freed:
+            place.group.free(self._member, freed)
+
+    def _is_finished(self, lease: Held) -> bool:
+        sql = "SELECT 1 FROM mq_state WHERE grp = ? AND position = ?"
+        return self._connection.row(sql, (lease.place.group.grp, lease.position)) is None
+
+    def _as_new_member(self) -> Turn:
+        broker, order = self._broker, self._subscribe.order
+        groups = topology.find_groups(self._connection, self._subscribe)
+        steady = broker.clock.monotonic()
+        member = members.join(
+            self._connection,
+            [(grp, f"{name}/{self._subscribe.group}") for grp, _, name in groups],
+            order,
+            boot=broker.boot_id,
+            now=steady,
+            lease=broker.lease_timeout,
+        )
+        file = self._file_id()
+        places = [
+            Place(Group(self._connection, grp, topic, where=name, file=file, order=order))
+            for grp, topic, name in groups
+        ]
+        return Turn(steady, member, file, places, [], [], [], renewed=True)
+
+    def _file_id(self) -> str:
+        return str(self._connection.row("SELECT value FROM mq_meta WHERE name = 'file'")[0])
+
+    # -- around it -----------------------------------------------------------------------------
+
+    def _commit(self, work: Callable[[], Turn], patience: float) -> Polled:
+        self._quiet = None
+        self._connection.begin(patience)
+        try:
+            turn = work()
+        except BaseException:
+            self._connection.rollback()
+            raise
+        try:
+            self._connection.commit()
+        except (Locked, DiskFull):
+            raise
+        except TransportError:
+            self._in_doubt = True
+            raise
+        return self._apply(turn)
+
+    def _apply(self, turn: Turn) -> Polled:
+        """The transaction is stored: now it is true here, too."""
+        for lease in turn.lost:
+            lease.lost = True
+        if turn.member != self._member:
+            self._held.clear()
+        for lease in (*self._acks, *self._nacks):
+            self._let_go(lease)
+        if self._acks or self._nacks or turn.lost:
+            self._broker.bell.ring()  # others may get what this member gave up
+        self._acks, self._nacks, self._garbage = {}, {}, []
+        self._member, self._file, self._places = turn.member, turn.file, turn.places
+        self._in_doubt = False
+        if turn.renewed:
+            self._renew_at = turn.at + self._broker.lease_timeout / RENEWALS
+        deliveries = [
+            self._hold(place, one, turn.at) for place, taken in turn.taken for one in taken
+        ]
+        return Polled(deliveries, turn.settled, turn.lost)
+
+    def _hold(self, place: Place, taken: Taken, now: float) -> Delivery:
+        lease = Held(place, taken)
+        self._held.add(lease)
+        if taken.key is not None:
+            place.keys[taken.key] += 1
+        attempt, redelivered, position = taken.attempt, taken.redelivered, taken.position
+        return Delivery(taken.message, lease, attempt, redelivered, position=position, arrived=now)
+
+    def _let_go(self, lease: Held) -> None:
+        self._held.discard(lease)
+        if lease.key is not None:
+            counts = lease.place.keys
+            counts[lease.key] -= 1
+            if not counts[lease.key]:
+                del counts[lease.key]
+
+    def _look(self, version: int, steady: float, now: float) -> bool:
+        due = float("inf")
+        for place in self._places:
+            news = place.group.look(self._member)
+            if news.now or (news.due is not None and news.due <= now):
+                return True
+            due = min(due, due if news.due is None else news.due)
+        boot = self._broker.boot_id
+        end = members.next_end(self._connection, self._member, boot, steady)
+        if end <= steady:
+            return True
+        self._quiet, self._next_due, self._next_end = version, due, end
+        return False
+
+    def _find_garbage(self, steady: float, now: float) -> None:
+        rows = min(2 * len(self._acks), PURGE_MOST)
+        if steady >= self._purge_at:
+            self._purge_at = steady + PURGE_EVERY
+            rows = max(rows, PURGE_ROWS)
+        if rows and not self._garbage:
+            self._garbage = self._retention.find(now, rows)
