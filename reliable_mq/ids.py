@@ -68,5 +68,7 @@ def derived_id(incoming_id: str, group: str, ordinal: int, *, topic: str) -> str
     # With their lengths, so that no two different pairs of names make the same text.
     text = f"{len(topic)}:{topic}{len(incoming_id)}:{incoming_id}{len(group)}:{group}{ordinal}"
     name = _NAMESPACE + text.encode("utf-8", "surrogatepass")
-    digest = hashlib.sha1(name, usedforsecurity=False).digest()
-    return str(UUID(bytes=digest[:16], version=5))
+    digest = hashlib.sha1(name, usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    # What str(UUID(bytes=…, version=5)) gives, in a quarter of the time.
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"

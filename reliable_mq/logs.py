@@ -25,9 +25,9 @@ SHOWN = 200
 class MessageFilter(logging.Filter):
     """Adds message_id, topic, group, key and attempt to records; lets every record pass.
 
-    Inside a handler they tell of the message in hand; elsewhere they are "-", and attempt is 0. What
-    a record has already (by `extra=`, or from this filter on another handler) stays. The texts are
-    printable and cut, so that no id or key can forge a line of the log. Keys may be personal data.
+    Inside a handler they tell of the message in hand; elsewhere they are "-", and attempt is 0.
+    What a record has already (by `extra=`, or from this filter on another handler) stays. The texts
+    are printable and cut, so no id or key can forge a line of the log. Keys may be personal data.
 
     Any thread. Put it on a handler: filters of a logger do not see records of its children. Where a
     QueueHandler moves records to another thread, put it on the QueueHandler.

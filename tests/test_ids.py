@@ -55,7 +55,9 @@ def test_a_forked_child_draws_its_own_bits():
 def test_derived_ids():
     """The id of an output is a UUID of version 5 that depends on all that it is derived from."""
     one = derived_id("id-1", "billing", 0, topic="orders")
-    assert uuid.UUID(one).version == 5
+    assert (uuid.UUID(one).version, str(uuid.UUID(one))) == (5, one)
+    name = "6:orders4:id-17:billing0"
+    assert one == str(uuid.uuid5(uuid.UUID("5a9d8a4e-6b1f-5d0c-9a5e-3f1c7e0b2d64"), name))
     assert one == derived_id("id-1", "billing", 0, topic="orders")
     others = [
         derived_id("id-1", "billing", 1, topic="orders"),
