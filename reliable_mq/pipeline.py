@@ -158,7 +158,7 @@ class Pipeline:
                 self._stories.forget(delivery)
 
     def afresh(self, execution: Execution) -> Delivery:
-        """An operator wants the head of a halted lane to run again: with all its attempts."""
+        """An operator wants it to run again, as if it were new: with all its attempts."""
         self._stories.forget(execution.delivery)
         return replace(execution.delivery, attempt=1)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reliable_mq.confirmation import Confirmation, when_all_done
 from reliable_mq.events import ConsumerPaused, ConsumerResumed, LaneHalted, LaneResumed
+from reliable_mq.ordering.lanes import HALTED
 from reliable_mq.outcome import Reject
 from reliable_mq.pipeline import Ack, Halt, Hold, Nack, Send, Wait
 
@@ -129,9 +130,10 @@ class Settler:
     def lost(self) -> None:
         """Leases were lost: let go of the endings that wait for nothing else."""
         for lane in self._lanes.halted():
-            if lane.why.delivery.lease.lost:
+            while lane.state is HALTED and lane.why.delivery.lease.lost:
+                execution = lane.why
                 self._lanes.resume(lane)
-                self._given_up(lane, lane.why)
+                self._given_up(lane, execution)
         for kept in (self._held, self._kept_back):
             kept[:] = [pair for pair in kept if not self._given_up(*pair)]
 
@@ -157,7 +159,7 @@ class Settler:
         self._observers.emit(ConsumerPaused(self._group, reason))
 
     def unpause(self) -> None:
-        """Go on, with what was kept back first."""
+        """Go on. What was kept back runs afresh: whatever made it fail may be mended by now."""
         if not self.paused:
             return
         self.paused = ""
@@ -165,7 +167,7 @@ class Settler:
         self._observers.emit(ConsumerResumed(self._group))
         kept_back, self._kept_back = self._kept_back, []
         for lane, execution in kept_back:
-            self.settle(lane, execution)
+            self._lanes.run_again(lane, self._pipeline.afresh(execution), 0.0)
         self._lanes.unpause()
 
     # ---- one verdict

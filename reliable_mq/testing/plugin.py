@@ -70,9 +70,13 @@ def reliable_mq_memory() -> Iterator[Callable[[ReliableMQ], InMemory]]:
 @pytest.fixture
 def reliable_mq_broker(request: pytest.FixtureRequest, tmp_path: Path) -> RealBroker:
     """A real broker: the one of --reliable-mq, else of RELIABLE_MQ_URL, else SQLite in a file."""
-    wanted = request.config.getoption("--reliable-mq")
-    wanted = wanted or os.environ.get("RELIABLE_MQ_URL") or "sqlite"
+    wanted = request.config.getoption("--reliable-mq") or os.environ.get("RELIABLE_MQ_URL")
     test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:40].strip("-")
+    return real_broker(wanted or "sqlite", tmp_path, test)
+
+
+def real_broker(wanted: str, tmp_path: Path, test: str) -> RealBroker:
+    """The broker that --reliable-mq names; anything it cannot give is a UsageError, never a skip."""
     if wanted == "sqlite":
         return RealBroker(f"sqlite:///{tmp_path / 'reliable-mq.db'}", test)
     if "://" in wanted:
