@@ -76,7 +76,7 @@ def reliable_mq_broker(request: pytest.FixtureRequest, tmp_path: Path) -> RealBr
 
 
 def real_broker(wanted: str, tmp_path: Path, test: str) -> RealBroker:
-    """The broker that --reliable-mq names; anything it cannot give is a UsageError, never a skip."""
+    """The broker of this name or URL; what cannot be given is a UsageError, never a skip."""
     if wanted == "sqlite":
         return RealBroker(f"sqlite:///{tmp_path / 'reliable-mq.db'}", test)
     if "://" in wanted:
