@@ -438,7 +438,7 @@ behaviours = st.sampled_from(["fine", "enter fails", "exit fails", "swallows"])
     st.sampled_from(["returns", "raises", "signals"]),
     st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_only_what_never_failed_is_done(managers, ending, asynchronous):
     """Whatever is around a handler: it is done only if nothing failed, and all is ended once."""
     entered, exited = [], []

@@ -104,7 +104,7 @@ def test_a_slot_is_itself():
 
 
 @given(st.lists(st.integers(0, 50), unique=True, max_size=20).map(sorted), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_commit_is_the_first_that_is_not_done(offsets, data):
     """Whatever is done in whatever order, the commit is the first offset that is not."""
     tracker = OffsetTracker()

@@ -101,5 +101,5 @@ class TrackerMachine(RuleBasedStateMachine):
         assert self.tracker.pending == len(self.delivered) - self.first_not_passed
 
 
-TrackerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TrackerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestTracker = TrackerMachine.TestCase
