@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from reliable_mq.confirmation import Confirmation, when_all_done
 from reliable_mq.events import ConsumerPaused, ConsumerResumed, LaneHalted, LaneResumed
 from reliable_mq.ordering.lanes import HALTED
-from reliable_mq.outcome import Reject
+from reliable_mq.outcome import Done, Reject
 from reliable_mq.pipeline import Ack, Halt, Hold, Nack, Send, Wait
 
 if TYPE_CHECKING:
@@ -184,6 +184,8 @@ class Settler:
 
     def _act(self, lane: Lane, execution: Execution, verdict: Verdict) -> None:
         if isinstance(verdict, Ack):
+            if isinstance(execution.outcome, Done):
+                self._dead_in_a_row = 0
             self._ack([execution.delivery])
             self._lanes.ended(lane)
         elif isinstance(verdict, Nack):

@@ -172,6 +172,26 @@ def test_dead_letters_in_a_row_pause_the_consumer(mq: ReliableMQ, transport: Wat
     assert len(set(done)) == 15
 
 
+def test_a_success_that_publishes_ends_a_row_of_dead_letters(mq: ReliableMQ) -> None:
+    """Dead letters between successes are not in a row, whatever the successes published."""
+    done: list[int] = []
+    mq.topic("invoices", groups=("ledger",))
+
+    @mq.consumer("orders", group="g", retry=None, dead_letter_limit=2)
+    def handle(number: int, ctx: Context) -> None:
+        if number % 2:
+            raise OSError
+        ctx.publish("invoices", number)
+        done.append(number)
+
+    with mq:
+        for number in range(10):
+            mq.publish("orders", number, key="k")
+        eventually(lambda: len(done) == 5)
+        eventually(lambda: len(list(mq.dead_letters("orders", "g"))) == 5)
+        assert mq.health().consumers[0].state == "running"
+
+
 def test_an_async_handler_is_cancelled_at_its_deadline_and_waited_for(mq: ReliableMQ) -> None:
     """Its lane goes on only after it has really ended, and the run counts as failed."""
     order: list[str] = []
