@@ -54,7 +54,8 @@ from reliable_mq.ordering.tracker import OffsetTracker
 from reliable_mq.outcome import Reject, Retry
 from reliable_mq.policy import Batch, Limits, RetryPolicy
 from reliable_mq.process import run
-from reliable_mq.routes import Routes, refuse
+from reliable_mq.refusals import refuse
+from reliable_mq.routes import Routes
 from reliable_mq.runtime import Stopped
 from reliable_mq.topics import TopicHandle
 from reliable_mq.version import __version__

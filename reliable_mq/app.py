@@ -26,22 +26,22 @@ from reliable_mq.operate import Halted, ask, no_consumer
 from reliable_mq.outcome import seconds
 from reliable_mq.policy import Limits
 from reliable_mq.producer import Producer
-from reliable_mq.routes import Routes, refuse
+from reliable_mq.publishing import Publishing
+from reliable_mq.refusals import refuse_all, unknown
+from reliable_mq.routes import Routes
 from reliable_mq.runtime import Environment, Runtime, Stopped, topology_of
 from reliable_mq.settings import DEFAULT_PUBLISH_TIMEOUT, read_settings
 from reliable_mq.topics import TopicHandle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from reliable_mq.confirmation import Confirmation, Confirmations
     from reliable_mq.context import Context
     from reliable_mq.events import Event
-    from reliable_mq.message import Message, Receipt
 
 __all__ = ["Health", "ReliableMQ"]
 
@@ -65,7 +65,7 @@ class Health(Struct, frozen=True, kw_only=True):
     consumers: tuple[ConsumerHealth, ...] = ()
 
 
-class ReliableMQ(Routes):
+class ReliableMQ(Routes, Publishing):
     """Publishes to and consumes from one broker. Any thread, unless a method says otherwise.
 
     Args:
@@ -94,12 +94,13 @@ class ReliableMQ(Routes):
         audit: bool = False,
         native: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
+        **others: Any,
     ) -> None:
         super().__init__()
+        for option in others:
+            raise unknown("ReliableMQ", option, ReliableMQ.__init__)
         later = {"store": store, "inbox": inbox, "outbox": outbox, "spool": spool}
-        for option, value in {**later, "audit": audit, "native": native}.items():
-            if value:
-                raise refuse(option, f"ReliableMQ({option}=)")
+        refuse_all("ReliableMQ", **later, audit=audit or None, native=native or None)
         self.name = name
         self._url = url
         self._topology = topology
@@ -156,50 +157,6 @@ class ReliableMQ(Routes):
         """Run every handler inside `manager(context)`; what it raises is the handler's failure."""
         self._around.append(manager)
         return manager
-
-    # ---- publishing
-
-    def publish(
-        self, topic: str, value: Any, *, timeout: float | timedelta | None = None, **options: Any
-    ) -> Receipt:
-        """Publish and wait for the Receipt, `timeout` seconds at most (None: `publish_timeout`).
-
-        Options: `key` (str, int, UUID, bytes; None: no key), `id` (else a new one), `headers`,
-        `content_type`.
-
-        Raises: PublishRejected, PublishUnknown (publish again with the same id), Backpressure;
-            ConfigurationError on a thread with a running event loop: `await mq.submit(...)` there.
-        """
-        message = self.message(topic, value, **options)
-        return self._producer.send_and_wait(message, timeout=_seconds(timeout))
-
-    def submit(
-        self, topic: str, value: Any, *, timeout: float | timedelta | None = None, **options: Any
-    ) -> Confirmation:
-        """Publish without waiting: `.result(timeout)`, or `await` it. Never blocks once connected.
-
-        Without room the Confirmation has ended with Backpressure already. Options as `publish`.
-        """
-        return self._producer.send(self.message(topic, value, **options), timeout=_seconds(timeout))
-
-    def message(self, topic: str | TopicHandle[Any], value: Any, **options: Any) -> Message:
-        """The message that `publish` would send, its id fixed, for `submit_all`."""
-        for option in ("delay", "deliver_at", "expires", "native"):
-            if options.pop(option, None) is not None:
-                raise refuse(option, f"publish({option}=)")
-        return self._producer.message(str(topic), value, **options)
-
-    def resend(self, message: Message) -> Confirmation:
-        """Publish a message again with the id it has, as after `except PublishUnknown as error`."""
-        return self._producer.send(message)
-
-    def submit_all(self, messages: Iterable[Message]) -> Confirmations:
-        """Publish many, in their order; `.result()` or `await` gives one Receipt per input.
-
-        Inputs are drawn as room comes: the call waits for room on a plain thread, the await does
-        on an event loop. There is no Backpressure before `publish_timeout` without any room.
-        """
-        return self._producer.send_all(messages)
 
     # ---- life
 
@@ -378,10 +335,6 @@ class ReliableMQ(Routes):
             except BaseException:
                 self.stop(timeout=0.0)
                 raise
-
-
-def _seconds(duration: float | timedelta | None) -> float | None:
-    return None if duration is None else seconds(duration)
 
 
 def _stop_at_exit(app: ReliableMQ) -> None:

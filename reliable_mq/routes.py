@@ -6,9 +6,8 @@ while the module is imported; what depends on the broker is checked at start, by
 
 from __future__ import annotations
 
-import difflib
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from msgspec import Struct
 
@@ -16,6 +15,7 @@ from reliable_mq.errors import ConfigurationError
 from reliable_mq.handlers import compile_handler
 from reliable_mq.outcome import seconds
 from reliable_mq.policy import Batch, RetryPolicy
+from reliable_mq.refusals import NOT_BUILT, refuse, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,35 +24,11 @@ if TYPE_CHECKING:
     from reliable_mq.message import Message
     from reliable_mq.topics import TopicHandle
 
-__all__ = ["ConsumerOptions", "Declared", "Routes", "refuse"]
+__all__ = ["ConsumerOptions", "Declared", "Routes"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
 OrderBy = Union[Literal["key", "partition", "none"], "Callable[[Message], object]"]
-
-#: What has a name already and comes later, and what it waits for.
-NOT_BUILT: Final = {
-    "store": "the idempotency store",
-    "inbox": "the inbox",
-    "outbox": "the outbox",
-    "spool": "the spool",
-    "audit": "the auditor",
-    "idempotency_key": "the idempotency store",
-    "crash_limit": "the idempotency store, which alone can count such deaths",
-    "broadcast": "broadcast groups",
-    "filter": "filters",
-    "delay": "delayed messages",
-    "deliver_at": "delayed messages",
-    "expires": "expiry",
-    "park": "the park store",
-    "native": "brokers that have a client library",
-    "hmac": "signed headers",
-}
-
-
-def refuse(name: str, shown: str) -> ConfigurationError:
-    """The error for something that has a name and is not built yet."""
-    return ConfigurationError(f"{shown} is not built yet: it comes with {NOT_BUILT[name]}")
 
 
 class ConsumerOptions(Struct, frozen=True, kw_only=True):
@@ -177,10 +153,7 @@ def _refuse_option(name: str, value: object) -> None:
         return
     if name in NOT_BUILT:
         raise refuse(name, f"consumer({name}=)")
-    near = difflib.get_close_matches(name, Routes.consumer.__kwdefaults__ or (), n=1)
-    hint = f"; did you mean {near[0]}=?" if near else ""
-    msg = f"consumer({name}=): there is no such option{hint}"
-    raise ConfigurationError(msg)
+    raise unknown("consumer", name, Routes.consumer)
 
 
 def _group(topics: tuple[str, ...], group: str | None) -> str:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from typing import Any
 
     from reliable_mq.confirmation import Confirmation
     from reliable_mq.message import Message, Receipt
+    from reliable_mq.publishing import Publishing
 
 __all__ = ["TopicHandle"]
 
 T = TypeVar("T")
 
 
-class _App(Protocol):
-    def publish(self, topic: str, value: Any, **options: Any) -> Receipt: ...
-    def submit(self, topic: str, value: Any, **options: Any) -> Confirmation: ...
-    def message(self, topic: str, value: Any, **options: Any) -> Message: ...
-
-
 class TopicHandle(Generic[T]):
     """Stands where a topic's name does, and publishes values of its type. Any thread."""
 
-    def __init__(self, app: _App, name: str, *, ordered: bool, groups: tuple[str, ...]) -> None:
+    def __init__(
+        self, app: Publishing, name: str, *, ordered: bool, groups: tuple[str, ...]
+    ) -> None:
         self.name = name
         self.ordered = ordered
         self.groups = groups

@@ -7,7 +7,7 @@ import pytest
 
 from reliable_mq import Batch, ConfigurationError, ReliableMQ, RetryPolicy, Routes
 from reliable_mq.clock import SYSTEM_CLOCK
-from reliable_mq.routes import NOT_BUILT
+from reliable_mq.refusals import NOT_BUILT
 from reliable_mq.settings import open_transport, read_settings, shown
 
 
@@ -89,9 +89,17 @@ def test_a_publish_option_that_is_not_built_yet_is_refused_by_name(option: str) 
     """As for consumers; an unknown one is a TypeError as of any function."""
     mq = ReliableMQ("memory://")
     with pytest.raises(ConfigurationError, match=option):
-        mq.message("orders", b"x", **{option: 1})
+        mq.submit("orders", b"x", **{option: 1})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=option):
+        mq.publish("orders", b"x", **{option: 1})  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        mq.message("orders", b"x", colour="red")
+        mq.submit("orders", b"x", colour="red")  # type: ignore[call-arg]
+
+
+def test_an_unknown_option_of_the_app_is_refused() -> None:
+    """With the one that was meant."""
+    with pytest.raises(ConfigurationError, match="did you mean publish_timeout="):
+        ReliableMQ("memory://", publishtimeout=3)
 
 
 def test_what_is_not_built_has_a_reason() -> None:
