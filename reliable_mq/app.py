@@ -98,7 +98,7 @@ class ReliableMQ(Routes, Publishing):
     ) -> None:
         super().__init__()
         for option in others:
-            raise unknown("ReliableMQ", option, ReliableMQ.__init__)
+            raise unknown(ReliableMQ.__init__, "ReliableMQ", option)
         later = {"store": store, "inbox": inbox, "outbox": outbox, "spool": spool}
         refuse_all("ReliableMQ", **later, audit=audit or None, native=native or None)
         self.name = name

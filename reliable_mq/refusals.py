@@ -47,7 +47,7 @@ def refuse_all(function: str, **options: object) -> None:
             raise refuse(option, f"{function}({option}=)")
 
 
-def unknown(name: str, option: str, function: Callable[..., Any]) -> ConfigurationError:
+def unknown(function: Callable[..., Any], name: str, option: str) -> ConfigurationError:
     """The error for an option that `function` does not have."""
     near = difflib.get_close_matches(option, function.__kwdefaults__ or (), n=1)
     hint = f"; did you mean {near[0]}=?" if near else ""

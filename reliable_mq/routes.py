@@ -153,7 +153,7 @@ def _refuse_option(name: str, value: object) -> None:
         return
     if name in NOT_BUILT:
         raise refuse(name, f"consumer({name}=)")
-    raise unknown("consumer", name, Routes.consumer)
+    raise unknown(Routes.consumer, "consumer", name)
 
 
 def _group(topics: tuple[str, ...], group: str | None) -> str:
