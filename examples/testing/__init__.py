@@ -1,0 +1,1 @@
+"""A handler and its tests."""
