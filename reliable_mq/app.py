@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from reliable_mq.adapters.base import Publisher
     from reliable_mq.context import Context
     from reliable_mq.events import Event
 
@@ -57,11 +58,13 @@ class Health(Struct, frozen=True, kw_only=True):
     """How an app is doing. No I/O was done to find out.
 
     live: restart the process when this is false. ready: send it work only while this is true.
+    unconfirmed: messages on their way. unseen: publishes that failed and nobody looked at.
     """
 
     live: bool
     ready: bool
     unconfirmed: int = 0
+    unseen: int = 0
     consumers: tuple[ConsumerHealth, ...] = ()
 
 
@@ -117,13 +120,16 @@ class ReliableMQ(Routes, Publishing):
 
     def _make_producer(self) -> Producer:
         return Producer(
-            lambda: self._connected().publisher,
-            lambda: self._connected().transport.capabilities.max_body,
+            self._connect_producer,
             publish_timeout=self._publish_timeout or DEFAULT_PUBLISH_TIMEOUT,
             limits=self._limits,
             clock=self._environment.clock,
             observers=self._observers,
         )
+
+    def _connect_producer(self) -> tuple[Publisher, int]:
+        runtime = self._connected()
+        return runtime.publisher, runtime.transport.capabilities.max_body
 
     # ---- declaring
 
@@ -249,6 +255,7 @@ class ReliableMQ(Routes, Publishing):
             live=all(one.live for one in consumers),
             ready=all(one.ready for one in consumers),
             unconfirmed=self._producer.unconfirmed(),
+            unseen=self._producer.unseen(),
             consumers=consumers,
         )
 

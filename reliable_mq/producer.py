@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING
+from os import getpid
+from typing import TYPE_CHECKING, Final
 
-from reliable_mq.codec import JsonCodec
 from reliable_mq.confirmation import Confirmation, Confirmations
 from reliable_mq.envelope import build, check
 from reliable_mq.errors import Backpressure, ConfigurationError, PublishError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from reliable_mq.adapters.base import Publisher
     from reliable_mq.clock import Clock
-    from reliable_mq.codec import Codec
     from reliable_mq.envelope import Headers, Key
     from reliable_mq.events import Observers
     from reliable_mq.message import Destination
@@ -34,36 +33,41 @@ __all__ = ["Producer"]
 
 log = logging.getLogger("reliable_mq.producer")
 
+EVERY_GROUP: Final = Topic()
+
 
 class Producer:
     """Publishes for one app. Any thread.
 
     Args:
-        publisher: Gives the adapter's publisher; connects at the first call.
-        max_body: Gives the bytes of the largest body that the broker takes.
+        connect: Gives the adapter's publisher and the bytes of the largest body that the broker
+            takes; connects at the first call.
     """
 
     def __init__(
         self,
-        publisher: Callable[[], Publisher],
-        max_body: Callable[[], int],
+        connect: Callable[[], tuple[Publisher, int]],
         *,
         publish_timeout: float,
         limits: Limits,
         clock: Clock,
         observers: Observers,
     ) -> None:
+        self.new_id: Callable[[], str] = IdSource()
         #: Seconds until a publish without a timeout of its own ends as unknown.
         self.publish_timeout = publish_timeout
-        self.new_id: Callable[[], str] = IdSource()
-        self._publisher = publisher
-        self._max_body = max_body
-        self._limits = limits
-        self._clock = clock
+        self._connect = connect
+        self._publisher: Publisher | None = None
+        self._max_body = 0
+        self._pid = 0
+        self._window = limits.window
+        self._window_bytes = limits.window_bytes
+        self._now = clock.now
+        self._monotonic = clock.monotonic
         self._observers = observers
-        self._codec: Codec = JsonCodec()
-        # Guards the two counters; publishers end confirmations on threads of their own.
-        self._room = threading.Condition()
+        # Guards the counters; publishers end confirmations on threads of their own.
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._pending = 0
         self._pending_bytes = 0
         self._waiting = 0
@@ -78,11 +82,11 @@ class Producer:
         id: str | None = None,
         headers: Headers = None,
         content_type: str | None = None,
-        codec: Codec | None = None,
     ) -> Message:
         """The message that `publish` would send, for `submit_all`, with its id already fixed.
 
-        Raises: ConfigurationError for a value, key or header of a kind that cannot be sent.
+        Raises: ConfigurationError for a value, key or header of a kind that cannot be sent;
+            PublishRejected for one that no broker could carry.
         """
         return build(
             topic,
@@ -91,51 +95,53 @@ class Producer:
             id=self.new_id() if id is None else id,
             headers=headers,
             content_type=content_type,
-            codec=codec or self._codec,
-            now=self._clock.now(),
+            now=self._now(),
         )
 
     def send(
         self,
         message: Message,
-        to: Destination | None = None,
+        to: Destination = EVERY_GROUP,
         *,
         timeout: float | None = None,
+        checked: bool = False,
     ) -> Confirmation:
         """Hand a message to the broker; never blocks. Its failures come in the Confirmation.
 
         timeout: seconds until it ends as PublishUnknown; None: the app's `publish_timeout`.
+        checked: it was made by `message`, or it is a copy of ours with headers of ours.
         """
-        size = len(message.body or b"")
-        limits = self._limits
-        with self._room:
-            full = (
-                self._pending >= limits.window or self._pending_bytes + size > limits.window_bytes
-            ) and self._pending > 0
-            if not full:
-                self._pending += 1
-                self._pending_bytes += size
-        if full:
-            return _ended(message, self._no_room(message))
+        publisher = self._publisher
+        if publisher is None or self._pid != getpid():
+            publisher = self._connected()
+        body = message.body
+        size = 0 if body is None else len(body)
+        with self._lock:
+            pending = self._pending
+            if pending and (
+                pending >= self._window or self._pending_bytes + size > self._window_bytes
+            ):
+                return _ended(message, self._no_room(message))
+            self._pending = pending + 1
+            self._pending_bytes += size
         try:
-            if to is None:  # a user's; copies of ours carry headers that a user's may not
-                check(message, self._max_body())
-            deadline = self._clock.monotonic() + (
-                self.publish_timeout if timeout is None else timeout
-            )
-            confirmation = self._publisher().submit(
-                message, Topic() if to is None else to, deadline=deadline
-            )
+            if not checked or size > self._max_body:
+                check(message, self._max_body)
+            seconds = self.publish_timeout if timeout is None else timeout
+            confirmation = publisher.submit(message, to, deadline=self._monotonic() + seconds)
         except PublishError as error:
             confirmation = _ended(message, error)
         except BaseException:
             self._leave(size)
             raise
-        confirmation.add_done_callback(self._ended)
+        if confirmation.done():
+            self._ended(confirmation)
+        else:
+            confirmation.add_done_callback(self._ended)
         return confirmation
 
     def send_and_wait(
-        self, message: Message, to: Destination | None = None, *, timeout: float | None = None
+        self, message: Message, to: Destination = EVERY_GROUP, *, timeout: float | None = None
     ) -> Receipt:
         """Send, waiting for room and for the confirm, `timeout` seconds in all.
 
@@ -143,10 +149,10 @@ class Producer:
         """
         refuse_in_loop("publish", "await mq.submit(...)")
         seconds = self.publish_timeout if timeout is None else timeout
-        deadline = self._clock.monotonic() + seconds
+        deadline = self._monotonic() + seconds
         while True:
-            left = max(0.0, deadline - self._clock.monotonic())
-            confirmation = self.send(message, to, timeout=left)
+            left = max(0.0, deadline - self._monotonic())
+            confirmation = self.send(message, to, timeout=left, checked=True)
             try:
                 # The adapter answers by the deadline; a second more tells its answer from ours.
                 return confirmation.result(left + 1.0)
@@ -167,23 +173,33 @@ class Producer:
         """Messages on their way."""
         return self._pending
 
+    def unseen(self) -> int:
+        """Publishes that failed and that nobody has looked at."""
+        return sum(one.unseen for one in self._failed)
+
     def close(self, publisher: Publisher, timeout: float) -> list[Message]:
         """Close the adapter's publisher and return what is not confirmed, or failed unseen."""
+        self._publisher = None
         left = list(publisher.close(timeout))
         known = {message.id for message in left}
         left += [one.message for one in self._failed if one.unseen and one.message.id not in known]
         self._failed.clear()
         return left
 
+    def _connected(self) -> Publisher:
+        self._publisher, self._max_body = self._connect()
+        self._pid = getpid()
+        return self._publisher
+
     def _draw(self, messages: Iterable[Message]) -> Iterable[Confirmation | float]:
         """Yield a Confirmation per message, and in between the seconds one may wait for room."""
         for message in messages:
-            deadline = self._clock.monotonic() + self.publish_timeout
+            deadline = self._monotonic() + self.publish_timeout
             while True:
                 confirmation = self.send(message)
                 if not isinstance(confirmation.outcome, Backpressure):
                     break
-                left = deadline - self._clock.monotonic()
+                left = deadline - self._monotonic()
                 if left <= 0:
                     break
                 yield left
@@ -191,7 +207,7 @@ class Producer:
 
     def _wait_for_room(self, deadline: float) -> bool:
         """Wait until something has ended; False when it is too late for that."""
-        left = deadline - self._clock.monotonic()
+        left = deadline - self._monotonic()
         if left <= 0:
             return False
         with self._room:
@@ -203,19 +219,19 @@ class Producer:
 
     def _ended(self, confirmation: Confirmation) -> None:
         """Runs on the publisher's thread."""
-        self._leave(len(confirmation.message.body or b""))
+        body = confirmation.message.body
+        self._leave(0 if body is None else len(body))
         outcome = confirmation._outcome  # noqa: SLF001 - looking must not count as seeing it
-        if isinstance(outcome, Receipt):
-            if self._observers:
-                self._observers.emit(Published(confirmation.message, outcome))
-        elif outcome is not None:
-            if len(self._failed) < self._limits.window:
-                self._failed = [one for one in self._failed if one.unseen]
+        if isinstance(outcome, PublishError):
+            self._failed = [one for one in self._failed if one.unseen]
+            if len(self._failed) < self._window:
                 self._failed.append(confirmation)
             self._observers.emit(PublishFailed(confirmation.message, outcome))
+        elif self._observers and outcome is not None:
+            self._observers.emit(Published(confirmation.message, outcome))
 
     def _leave(self, size: int) -> None:
-        with self._room:
+        with self._lock:
             self._pending -= 1
             self._pending_bytes -= size
             if self._waiting:

@@ -49,15 +49,19 @@ class Publishing:
             id: Of the message; None: a new one. Publishing again with the same id is safe.
             headers: Names and values, as a mapping or as pairs.
             content_type: What to say of the body.
-            delay, deliver_at, expires, native: Not built yet.
+            delay: Not built yet; nor are deliver_at, expires and native.
             timeout: Seconds to wait at most; None: the app's `publish_timeout`.
 
         Raises: PublishRejected, PublishUnknown (publish again with the same id), Backpressure;
             ConfigurationError on a thread with a running event loop: `await mq.submit(...)` there.
         """
-        refuse_all("publish", delay=delay, deliver_at=deliver_at, expires=expires, native=native)
-        message = self.message(
-            topic, value, key=key, id=id, headers=headers, content_type=content_type
+        if not (delay is deliver_at is expires is native is None):
+            refuse_all(
+                "publish", delay=delay, deliver_at=deliver_at, expires=expires, native=native
+            )
+        name = topic if isinstance(topic, str) else topic.name
+        message = self._producer.message(
+            name, value, key=key, id=id, headers=headers, content_type=content_type
         )
         return self._producer.send_and_wait(message, timeout=_seconds(timeout))
 
@@ -80,11 +84,13 @@ class Publishing:
 
         Without room the Confirmation has ended with Backpressure already. Options as `publish`.
         """
-        refuse_all("submit", delay=delay, deliver_at=deliver_at, expires=expires, native=native)
-        message = self.message(
-            topic, value, key=key, id=id, headers=headers, content_type=content_type
+        if not (delay is deliver_at is expires is native is None):
+            refuse_all("submit", delay=delay, deliver_at=deliver_at, expires=expires, native=native)
+        name = topic if isinstance(topic, str) else topic.name
+        message = self._producer.message(
+            name, value, key=key, id=id, headers=headers, content_type=content_type
         )
-        return self._producer.send(message, timeout=_seconds(timeout))
+        return self._producer.send(message, timeout=_seconds(timeout), checked=True)
 
     def message(
         self,
