@@ -85,8 +85,7 @@ class Producer:
     ) -> Message:
         """The message that `publish` would send, for `submit_all`, with its id already fixed.
 
-        Raises: ConfigurationError for a value, key or header of a kind that cannot be sent;
-            PublishRejected for one that no broker could carry.
+        Raises: ConfigurationError for a value, key or header of a kind that cannot be sent.
         """
         return build(
             topic,
@@ -104,12 +103,10 @@ class Producer:
         to: Destination = EVERY_GROUP,
         *,
         timeout: float | None = None,
-        checked: bool = False,
     ) -> Confirmation:
         """Hand a message to the broker; never blocks. Its failures come in the Confirmation.
 
         timeout: seconds until it ends as PublishUnknown; None: the app's `publish_timeout`.
-        checked: it was made by `message`, or it is a copy of ours with headers of ours.
         """
         publisher = self._publisher
         if publisher is None or self._pid != getpid():
@@ -125,7 +122,7 @@ class Producer:
             self._pending = pending + 1
             self._pending_bytes += size
         try:
-            if not checked or size > self._max_body:
+            if to is EVERY_GROUP:  # copies for one group carry headers that a user's may not
                 check(message, self._max_body)
             seconds = self.publish_timeout if timeout is None else timeout
             confirmation = publisher.submit(message, to, deadline=self._monotonic() + seconds)
@@ -152,7 +149,7 @@ class Producer:
         deadline = self._monotonic() + seconds
         while True:
             left = max(0.0, deadline - self._monotonic())
-            confirmation = self.send(message, to, timeout=left, checked=True)
+            confirmation = self.send(message, to, timeout=left)
             try:
                 # The adapter answers by the deadline; a second more tells its answer from ours.
                 return confirmation.result(left + 1.0)

@@ -90,7 +90,7 @@ class Publishing:
         message = self._producer.message(
             name, value, key=key, id=id, headers=headers, content_type=content_type
         )
-        return self._producer.send(message, timeout=_seconds(timeout), checked=True)
+        return self._producer.send(message, timeout=_seconds(timeout))
 
     def message(
         self,
