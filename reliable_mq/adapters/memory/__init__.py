@@ -79,4 +79,4 @@ class MemoryTransport:
     def lag(self, topic: str, group: str) -> int:
         """See Lag.lag."""
         with self.broker.lock:
-            return self.broker.find(topic).groups[group].lag
+            return self.broker.find_group(topic, group).lag

@@ -20,6 +20,7 @@ from reliable_mq.message import DeadLetter, Message, Receipt, RetryCopy, Topic, 
 
 if TYPE_CHECKING:
     from reliable_mq.adapters.base import Topology
+    from reliable_mq.adapters.memory.group import Group
     from reliable_mq.adapters.memory.publisher import MemoryPublisher
     from reliable_mq.adapters.memory.subscription import MemorySubscription
     from reliable_mq.clock import Clock
@@ -58,7 +59,8 @@ class Patience:
     __slots__ = ("_ends",)
 
     def __init__(self, clock: Clock, seconds: float) -> None:
-        self._ends = [(one, one.monotonic() + seconds) for one in {clock, SYSTEM_CLOCK}]
+        clocks = (clock,) if clock is SYSTEM_CLOCK else (clock, SYSTEM_CLOCK)
+        self._ends = [(one, one.monotonic() + seconds) for one in clocks]
 
     @property
     def left(self) -> float:
@@ -96,8 +98,7 @@ class MemoryBroker:
         self._retain = retain
         self._changed = threading.Condition(self.lock)
         self._asleep = False
-        # A clock that does not move by itself cannot end a wait: look at it again and again.
-        self._slice = float("inf") if isinstance(clock, SystemClock) else SLICE
+        self._virtual = not isinstance(clock, SystemClock)
         self._pending: set[MemoryPublisher] = set()
         self._pumping = False
 
@@ -148,26 +149,31 @@ class MemoryBroker:
             log.ripen(self.clock.now())
         return log
 
+    def find_group(self, topic: str, name: str) -> Group:
+        """A group of the topic. Lock held."""
+        group = self.find(topic).groups.get(name)
+        if group is None:
+            text = f"topic {topic!r} has no group {name!r}: declare it with its topic"
+            raise ConfigurationError(text)
+        return group
+
     def members(self, topic: str, group: str) -> list[MemorySubscription]:
         """The live members of a group, the one that joined first in front."""
         with self.lock:
-            return [place.member for place in self.find(topic).groups[group].places]
+            return [place.member for place in self.find_group(topic, group).places]
 
     def next_due(self) -> float | None:
-        """Seconds until the next delayed message is due; None when there is none.
+        """When the next delayed message is due, in monotonic seconds; None: there is none.
 
-        With a clock of one's own: `clock.advance(broker.next_due())`, and it can be polled.
+        For whoever moves a clock of his own: at that time it can be polled.
         """
         with self.lock:
-            now, steady = self.clock.now(), self.clock.monotonic()
-            due = [log.delayed[0][0] - now for log in self.logs.values() if log.delayed]
-            due += [
-                group.delayed[0][0] - steady
-                for log in self.logs.values()
-                for group in log.groups.values()
-                if group.delayed
-            ]
-        return max(0.0, min(due)) if due else None
+            wall_to_steady = self.clock.monotonic() - self.clock.now()
+            logs = list(self.logs.values())
+            due = [log.delayed[0][0] + wall_to_steady for log in logs if log.delayed]
+            groups = [group for log in logs for group in log.groups.values()]
+            due += [group.delayed[0][0] for group in groups if group.delayed]
+        return min(due, default=None)
 
     # -- storing -------------------------------------------------------------------------------
 
@@ -273,7 +279,9 @@ class MemoryBroker:
     def sleep(self, seconds: float) -> None:
         """Wait for `notify`, at most so long; may return early. Lock held, and let go meanwhile."""
         self._asleep = True
-        self._changed.wait(min(seconds, self._slice, threading.TIMEOUT_MAX))
+        # A clock that does not move by itself cannot end a wait: look at it again and again.
+        longest = SLICE if self._virtual else threading.TIMEOUT_MAX
+        self._changed.wait(min(seconds, longest))
 
     # -- publishes that have no answer yet -----------------------------------------------------
 
@@ -283,9 +291,12 @@ class MemoryBroker:
         return bool(self._pending)
 
     def watch(self, publisher: MemoryPublisher) -> None:
-        """It has something pending: see to it until it has not. Lock held."""
+        """It has something pending: see to it until it has not. Lock held.
+
+        In virtual time nothing happens by itself: there, polls and `tick` see to it.
+        """
         self._pending.add(publisher)
-        if not self._pumping:
+        if not self._pumping and not self._virtual:
             self._pumping = True
             threading.Thread(
                 target=_pump, args=(ref(self),), name="reliable-mq-memory", daemon=True

@@ -127,21 +127,29 @@ class Group:
 
         The later ones of the same keys end with them: they would overtake the first otherwise.
         """
-        old = [lease for lease, held in place.in_hand.items() if held.arrived <= before]
-        if not old:
+        in_hand = place.in_hand
+        oldest = next(iter(in_hand.values()), None)
+        if oldest is None or oldest.arrived > before:
             return []
         if self.order == "partition":
-            old = list(place.in_hand)
-        elif self.order == "key":
-            keys = {place.in_hand[lease].message.key for lease in old} - {None}
-            old += [lease for lease, held in place.in_hand.items() if held.message.key in keys]
-            old = list(dict.fromkeys(old))
+            return self._give_back(place, list(in_hand), counted=True)
+        keys = {held.message.key for held in in_hand.values() if held.arrived <= before}
+        keys = keys - {None} if self.order == "key" else set()
+        old = [
+            lease
+            for lease, held in in_hand.items()
+            if held.arrived <= before or held.message.key in keys
+        ]
         return self._give_back(place, old, counted=True)
 
     # -- giving out ----------------------------------------------------------------------------
 
     def take(self, place: Place, limit: int, now: float) -> list[Delivery]:
-        """At most `limit` deliveries: first what came back, then what is new."""
+        """At most `limit` deliveries: first what came back, then what is new.
+
+        What is parked of our own keys goes first: as long as any of it is left, the limit is
+        reached, and nothing of these keys can overtake it.
+        """
         while self.delayed and self.delayed[0][0] <= now:
             self._ready.append(heappop(self.delayed)[2])
         if self.order == "partition" and self.places[0] is not place:
@@ -180,7 +188,7 @@ class Group:
             elif (turn := self._turns.get(key)) is None:
                 if self._give(place, waiting, now, taken):
                     self._turns[key] = Turn(place)
-            elif turn.owner is place and not turn.parked:
+            elif turn.owner is place:
                 turn.held += self._give(place, waiting, now, taken)
             else:
                 self._park(key, turn, waiting)
@@ -207,7 +215,7 @@ class Group:
                 turn = turns.get(key)
                 if turn is None:
                     turns[key] = Turn(place)
-                elif turn.owner is place and not turn.parked:
+                elif turn.owner is place:
                     turn.held += 1
                 else:
                     self._park(key, turn, Waiting(message, position))

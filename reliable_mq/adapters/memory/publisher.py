@@ -80,7 +80,8 @@ class MemoryPublisher:
         broker.tick()
         while self.pending and (left := patience.left) > 0:
             with broker.lock:
-                broker.sleep(left)
+                if self.pending:  # looked at again: the last answer may have come just now
+                    broker.sleep(left)
             broker.tick()
         with broker.lock:
             rest = self._abandon()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from reliable_mq.adapters.base import OnRevoke, Subscribe
     from reliable_mq.adapters.memory.broker import MemoryBroker
-    from reliable_mq.adapters.memory.group import Group, Place
+    from reliable_mq.adapters.memory.group import Place
     from reliable_mq.message import Delivery, Lease
 
 __all__ = ["MemorySubscription"]
@@ -122,25 +122,24 @@ class MemorySubscription:
         return self._seen + self._broker.capabilities.lease_timeout
 
     def _join(self) -> None:
-        groups = [self._group(topic) for topic in self._subscribe.topics]
+        asks = self._subscribe
+        groups = [
+            self._broker.find_group(topic, asks.group) for topic in dict.fromkeys(asks.topics)
+        ]
         # A fault is read here and not at each message: the hot path knows nothing of it.
         shared = "share-keys" in self._broker.faults.unsafe
-        order = "none" if shared else self._subscribe.order
+        order = "none" if shared else asks.order
+        try:
+            for group in groups:
+                self._places.append(group.join(self, order))
+        except ConfigurationError:
+            self._leave(counted=False)
+            raise
         for group in groups:
             if not group.placed:
                 group.placed = True
-                if self._subscribe.start is not None:
-                    group.log.place(group, self._subscribe.start)
-            self._places.append(group.join(self, order))
-
-    def _group(self, topic: str) -> Group:
-        log = self._broker.find(topic)
-        group = log.groups.get(self._subscribe.group)
-        if group is None:
-            name = self._subscribe.group
-            text = f"topic {topic!r} has no group {name!r}: declare it with its topic"
-            raise ConfigurationError(text)
-        return group
+                if asks.start is not None:
+                    group.log.place(group, asks.start)
 
     def _leave(self, *, counted: bool) -> None:
         for place in self._places:
@@ -238,6 +237,8 @@ class MemorySubscription:
         broker = self._broker
         with broker.lock:
             self.revoking = False
+            if self._dead or self._closed:
+                return
             self._flush()
             leases = [lease for place in self._places for lease in place.in_hand]
             self._seen = broker.clock.monotonic()
