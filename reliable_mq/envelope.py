@@ -1,6 +1,6 @@
 """Messages made and checked, and our headers read: what we write, and what we believe.
 
-Writing: `build` makes a Message of what a user gave, and `check` says whether one can be sent. A
+Writing: `build` makes a Message of what a user gave, `check` looks at one that exists already. A
 value of the wrong type is a ConfigurationError; a message that no broker could carry is a
 PublishRejected, which keeps it. Headers that begin with `rmq-` are ours, and refused.
 
@@ -84,7 +84,7 @@ def build(
     content_type: str | None = None,
     codec: Codec = JSON,
 ) -> Message:
-    """A Message of what a user gave; `check` says whether it can be sent. Any thread.
+    """A Message of what a user gave, checked in all but the size of its body. Any thread.
 
     Args:
         topic: 1 to 200 printable characters; the broker may allow fewer.
@@ -99,6 +99,7 @@ def build(
     Raises:
         ConfigurationError: A type that does not fit, or two answers to one question.
         CodecError: The value cannot be encoded.
+        PublishRejected: No broker could carry it, or it has a header of ours; see `check`.
     """
     packed: tuple[Header, ...] = ()
     declared = None
@@ -117,25 +118,34 @@ def build(
             packed = _PLAIN.get(natural) or ((CONTENT_TYPE, natural),)
         elif declared is None:
             packed = (*packed, (CONTENT_TYPE, natural))
-    wire_key = key if key is None or key.__class__ is bytes else _key_bytes(key)
-    return Message(id, topic, wire_key, body, packed, now)
+    wire_key = key if key is None or type(key) is bytes else _key_bytes(key)
+    message = Message(id, topic, wire_key, body, packed, now)
+    check(message, None)
+    return message
 
 
 def check(message: Message, max_body: int | None) -> None:
     """See that a message can be sent. Any thread.
+
+    Args:
+        message: What `build` made, or anybody else.
+        max_body: Bytes of the largest body that the broker takes; None: not known here.
 
     Raises:
         ConfigurationError: A field has the wrong type.
         PublishRejected: Its id, topic, key or headers are over a limit or not well-formed.
         TooLarge: Its body has more than `max_body` bytes.
     """
-    key, body, headers = message.key, message.body, message.headers
-    for what, name in (("id", message.id), ("topic", message.topic)):
-        if not isinstance(name, str):
-            _wrong_type(what, name, "a str")
-        if not (0 < len(name) <= NAME_CHARACTERS and name.isprintable()):
-            why = f"{what} must have 1 to {NAME_CHARACTERS} characters, all of them printable"
-            raise _rejected(message, why)
+    id, topic, key, body = message.id, message.topic, message.key, message.body
+    headers = message.headers
+    if not (
+        type(id) is type(topic) is str
+        and 0 < len(id) <= NAME_CHARACTERS
+        and 0 < len(topic) <= NAME_CHARACTERS
+        and id.isprintable()
+        and topic.isprintable()
+    ):
+        _check_names(message)
     if key is not None:
         if type(key) is not bytes:
             _wrong_type("key", key, "bytes, or None for no key")
@@ -146,6 +156,23 @@ def check(message: Message, max_body: int | None) -> None:
         _check_headers(message)
     if body is not None:
         _check_body(message, body, max_body)
+
+
+def _check_name(message: Message, what: str, name: object) -> None:
+    if not isinstance(name, str):
+        _wrong_type(what, name, "a str")
+    if not (0 < len(name) <= NAME_CHARACTERS and name.isprintable()):
+        why = f"{what} must have 1 to {NAME_CHARACTERS} characters, all of them printable"
+        raise _rejected(message, why)
+
+
+def _check_names(message: Message) -> None:
+    for what, name in (("id", message.id), ("topic", message.topic)):
+        if not isinstance(name, str):
+            _wrong_type(what, name, "a str")
+        if not (0 < len(name) <= NAME_CHARACTERS and name.isprintable()):
+            why = f"{what} must have 1 to {NAME_CHARACTERS} characters, all of them printable"
+            raise _rejected(message, why)
 
 
 def _check_body(message: Message, body: object, max_body: int | None) -> None:
@@ -201,6 +228,8 @@ def _header_content_type(headers: tuple[Header, ...], content_type: str | None) 
 
 
 def _key_bytes(key: object) -> bytes:
+    if type(key) is str and key.isascii():
+        return key.encode()
     if isinstance(key, (bytes, bytearray, memoryview)):
         return bytes(key)
     # Not str(key): for an enum that is also a str or an int it would give the name of the member,

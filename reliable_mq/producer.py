@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
-from os import getpid
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from reliable_mq.confirmation import Confirmation, Confirmations
 from reliable_mq.envelope import build, check
@@ -59,7 +60,6 @@ class Producer:
         self._connect = connect
         self._publisher: Publisher | None = None
         self._max_body = 0
-        self._pid = 0
         self._window = limits.window
         self._window_bytes = limits.window_bytes
         self._now = clock.now
@@ -72,6 +72,7 @@ class Producer:
         self._pending_bytes = 0
         self._waiting = 0
         self._failed: list[Confirmation] = []
+        _producers.add(self)
 
     def message(
         self,
@@ -109,7 +110,7 @@ class Producer:
         timeout: seconds until it ends as PublishUnknown; None: the app's `publish_timeout`.
         """
         publisher = self._publisher
-        if publisher is None or self._pid != getpid():
+        if publisher is None:
             publisher = self._connected()
         body = message.body
         size = 0 if body is None else len(body)
@@ -174,9 +175,13 @@ class Producer:
         """Publishes that failed and that nobody has looked at."""
         return sum(one.unseen for one in self._failed)
 
+    def disconnect(self) -> None:
+        """Ask for a connection at the next publish."""
+        self._publisher = None
+
     def close(self, publisher: Publisher, timeout: float) -> list[Message]:
         """Close the adapter's publisher and return what is not confirmed, or failed unseen."""
-        self._publisher = None
+        self.disconnect()
         left = list(publisher.close(timeout))
         known = {message.id for message in left}
         left += [one.message for one in self._failed if one.unseen and one.message.id not in known]
@@ -185,7 +190,6 @@ class Producer:
 
     def _connected(self) -> Publisher:
         self._publisher, self._max_body = self._connect()
-        self._pid = getpid()
         return self._publisher
 
     def _draw(self, messages: Iterable[Message]) -> Iterable[Confirmation | float]:
@@ -253,3 +257,16 @@ def refuse_in_loop(name: str, remedy: str) -> None:
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises, and costs
         msg = f"{name}() waits, and this thread runs an event loop: use {remedy}"
         raise ConfigurationError(msg)
+
+
+_producers: WeakSet[Producer] = WeakSet()
+
+
+def _disconnect_all() -> None:
+    """In the child of a fork: the next publish asks the app for a connection, which refuses."""
+    for producer in _producers:
+        producer.disconnect()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - all but Windows
+    os.register_at_fork(after_in_child=_disconnect_all)
