@@ -98,8 +98,8 @@ def run_lane(
     until = 0.0
     while queue:
         try:
-            if done and queue[0].redelivered >= SUSPECT:
-                break  # it has to run alone: back to the owner
+            if queue[0].redelivered >= SUSPECT and (done or not lane.alone):
+                break  # it has to run alone, behind the acks of these: back to the owner
             # Told before it is taken: a revocation asks what runs, and must not find a gap.
             lane.current = queue[0]
             delivery = lane.current = queue.popleft()
@@ -137,7 +137,7 @@ async def run_lane_async(
     until = 0.0
     while queue:
         try:
-            if done and queue[0].redelivered >= SUSPECT:
+            if queue[0].redelivered >= SUSPECT and (done or not lane.alone):
                 break
             lane.current = queue[0]
             delivery = lane.current = queue.popleft()
@@ -174,8 +174,8 @@ def take_slices(
         queue = lane.queue
         while queue and len(taken) < size:
             try:
-                if taken and queue[0].redelivered >= SUSPECT:
-                    return reports, taken
+                if queue[0].redelivered >= SUSPECT and (taken or not lane.alone):
+                    break
                 lane.current = queue[0]
                 delivery = lane.current = queue.popleft()
             except IndexError:  # the owner dropped the last one meanwhile

@@ -39,7 +39,18 @@ SUSPECT = 2
 class Lane:
     """The deliveries of one key that have not run yet, in their order."""
 
-    __slots__ = ("again", "current", "due", "endings", "key", "queue", "since", "state", "why")
+    __slots__ = (
+        "again",
+        "alone",
+        "current",
+        "due",
+        "endings",
+        "halts",
+        "key",
+        "queue",
+        "since",
+        "state",
+    )
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
@@ -54,8 +65,15 @@ class Lane:
         #: Deliveries to run again before all others, and not before `due`.
         self.again: list[Delivery] = []
         self.due = 0.0
-        #: What an operator needs to know about a halted lane.
-        self.why: Any = None
+        #: What halted it, one for each ending that an operator has to decide, the first in front.
+        self.halts: tuple[Any, ...] = ()
+        #: Whether nothing else runs while a worker has it.
+        self.alone = False
+
+    @property
+    def why(self) -> Any:
+        """What an operator needs to know about a halted lane, and decides first."""
+        return self.halts[0]
 
 
 class Lanes:
@@ -111,6 +129,7 @@ class Lanes:
         self.busy -= 1
         if lane is self._solitary:
             self._solitary = None
+            lane.alone = False
             self.hand_out_deferred()
         if endings:
             lane.state = WAITING
@@ -136,13 +155,14 @@ class Lanes:
         heapq.heappush(self._timers, (due, self._ticket, lane, resume))
 
     def halt(self, lane: Lane, why: object) -> None:
-        """Let the lane stand until `resume`."""
+        """Let the lane stand until `resume`; of a bundle, several endings may halt one lane."""
         lane.state = HALTED
-        lane.why = why
+        lane.halts += (why,)
 
     def resume(self, lane: Lane) -> None:
-        """Take a halted lane back to where its ending is carried out."""
-        lane.state = WAITING
+        """Take the first ending of a halted lane back to where it is carried out."""
+        lane.halts = lane.halts[1:]
+        lane.state = HALTED if lane.halts else WAITING
 
     def halted(self) -> list[Lane]:
         """The lanes that wait for an operator."""
@@ -162,7 +182,10 @@ class Lanes:
     def close(self) -> list[Delivery]:
         """Hand out nothing more, and forget what has not started; returns it."""
         self._open = False
-        return self.drop()
+        dropped = self.drop()
+        while self._deferred or self._suspects:
+            self._ready((self._deferred or self._suspects).popleft())
+        return dropped
 
     def drop(self, leases: Container[Lease] | None = None) -> list[Delivery]:
         """Forget what has not started, all of it or what these leases hold; returns it.
@@ -172,13 +195,15 @@ class Lanes:
         """
         dropped: list[Delivery] = []
         for lane in tuple(self._lanes.values()):
-            kept: deque[Delivery] = deque()
-            for delivery in (*_emptied(lane.queue), *_emptied(lane.again)):
-                if leases is None or delivery.lease in leases:
-                    dropped.append(delivery)
-                else:
-                    kept.appendleft(delivery)
-            lane.queue.extend(kept)
+            held: deque[Delivery] | list[Delivery]
+            for held in (lane.queue, lane.again):
+                kept: deque[Delivery] = deque()
+                for delivery in _emptied(held):
+                    if leases is None or delivery.lease in leases:
+                        dropped.append(delivery)
+                    else:
+                        kept.appendleft(delivery)
+                held.extend(kept)
         return dropped
 
     def pause(self) -> None:
@@ -196,6 +221,7 @@ class Lanes:
             lane = self._suspects.popleft()
             if lane.queue:
                 self._solitary = lane
+                lane.alone = True
                 self.busy += 1
                 self._hand_out(lane)
                 return lane.queue[0]
