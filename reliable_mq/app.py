@@ -155,9 +155,10 @@ class ReliableMQ(Routes, Publishing):
         """Add the consumers of a module that has no app."""
         self.declared += routes.declared
 
-    def observe(self, observer: Callable[[Event], object]) -> None:
+    def observe(self, observer: Callable[[Event], object]) -> Callable[[Event], object]:
         """Let `observer` hear every event; what it raises is logged and changes nothing."""
         self._observers.add(observer)
+        return observer
 
     def around(self, manager: Callable[[Context], Any]) -> Any:
         """Run every handler inside `manager(context)`; what it raises is the handler's failure."""

@@ -468,7 +468,8 @@ def test_around_wraps_every_handler_and_its_failure_is_the_handlers(mq: Reliable
 def test_observers_hear_what_happened_and_can_change_nothing(mq: ReliableMQ) -> None:
     """Each step is an event; an observer that raises hurts nobody."""
     events: list[Event] = []
-    mq.observe(events.append)
+    add = events.append
+    assert mq.observe(add) is add  # so it may stand above a def
     mq.observe(lambda _: 1 / 0)
 
     @mq.consumer("orders", group="g", retry=NOW)
