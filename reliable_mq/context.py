@@ -194,7 +194,8 @@ class Context:
             codec=self._codec,
             now=self._now(),
         )
-        check(message, self._max_body)
+        if self._max_body is not None:
+            check(message, self._max_body)
         with _GATE:
             self._refuse_after_the_end()
             self.outputs.append(message)

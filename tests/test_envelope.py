@@ -196,6 +196,13 @@ def test_ids_and_topics_of_other_types():
         check(build(None, b"", id="id-1", now=0.0), None)
 
 
+def test_what_is_built_is_checked():
+    """A message that no broker could carry is refused when it is made, not only when it is sent."""
+    for options in ({"id": ""}, {"id": "i", "headers": {"rmq-attempt": "1"}}):
+        with pytest.raises(PublishRejected):
+            build("orders", b"", now=0.0, **options)
+
+
 def test_a_str_subclass_is_a_str():
     """An id may be an instance of a subclass of str."""
     assert build(Name.ALICE, b"", id=Name.ALICE, now=0.0).id == "alice"

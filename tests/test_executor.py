@@ -205,6 +205,21 @@ def test_what_close_abandons(caplog):
     assert executor.close() == unfinished
 
 
+def test_a_late_end_that_nobody_observes(caplog):
+    """Without on_done, what was given up may still end well, which changes nothing."""
+    gate = Gate()
+    executor = KeyedExecutor(concurrency=1)
+    executor.submit("k", gate)
+    assert gate.running.wait(WAIT)
+    (worker,) = [one for one in threading.enumerate() if one.name == "keyed-0"]
+    unfinished = executor.close(timeout=0.0)
+    gate.open.set()
+    worker.join(WAIT)
+    assert not worker.is_alive()
+    assert executor.close() == unfinished == [Unfinished("k", gate, (), "running")]
+    assert not caplog.records
+
+
 def test_nothing_is_taken_after_close():
     """A closed executor refuses, also those who waited for room."""
     gate = Gate()

@@ -325,6 +325,19 @@ def test_what_cannot_be_a_handler(function, text):
         compile_handler(function)
 
 
+def test_a_callable_without_a_signature():
+    """What cannot be looked into is refused."""
+
+    class Opaque:
+        __signature__ = "none"
+
+        def __call__(self, order: Order) -> None:
+            pass
+
+    with pytest.raises(ConfigurationError, match="has no signature"):
+        compile_handler(Opaque())
+
+
 @pytest.mark.parametrize("name", ["Session", "AsyncSession", "Connection"])
 def test_sessions_of_sqlalchemy(name):
     """A session without Depends is the inbox's, which is not built yet."""

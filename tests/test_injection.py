@@ -192,6 +192,16 @@ def test_a_hidden_coroutine_is_a_failure():
         run(handle)
 
 
+def test_a_returned_value_is_fine(caplog):
+    """A value that means nothing is ignored inside of dependencies, too."""
+
+    def handle(value: bytes, n: Annotated[int, Depends(lambda: 1)]) -> int:
+        return n
+
+    assert run(handle) is None
+    assert "return values are ignored" in caplog.text
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_failing_end_is_the_handlers_failure(asynchronous):
     """A commit that fails after the handler returned fails the run."""
