@@ -185,7 +185,7 @@ class LanesMachine(RuleBasedStateMachine):
     def work(self, seed):
         """Workers, the owner and an operator do what there is to do, in an order of chance."""
         dice = random.Random(seed)
-        for _ in range(dice.randrange(16)):
+        for _ in range(dice.randrange(20)):
             which, act = dice.randrange(6), dice.choice(ACTS)
             outcomes = dice.choices([True, False], k=3)
             there_is = [
@@ -384,6 +384,30 @@ LanesMachine.TestCase.settings = settings(
     max_examples=EXAMPLES, stateful_step_count=20, deadline=None, report_multiple_bugs=False
 )
 TestLanes = LanesMachine.TestCase
+
+
+# ---- what chance seldom meets
+
+
+def test_a_drop_leaves_what_other_lanes_run_again_in_its_place():
+    """What waits for its second run waits on, in front, when others' leases are taken back."""
+    handed = []
+    lanes = Lanes(handed.append)
+    first, second, third = (Delivery(Message(id, "t", b"a"), Lease()) for id in "123")
+    for delivery in (first, second, third):
+        lanes.add(b"a", delivery)
+    (lane,) = handed
+    lane.queue.popleft()
+    lane.queue.popleft()
+    lanes.handed_back(lane, 2)
+    lanes.run_again(lane, first, 10.0)
+    assert lanes.drop({Lease()}) == []
+    lanes.run_again(lane, second, 9.0)
+    lanes.wake(9.5)
+    assert len(handed) == 1
+    lanes.wake(10.0)
+    assert len(handed) == 2
+    assert list(lane.queue) == [first, second, third]
 
 
 # ---- negative controls: lanes without one of their safeties
