@@ -104,10 +104,12 @@ class Producer:
         to: Destination = EVERY_GROUP,
         *,
         timeout: float | None = None,
+        built: bool = False,
     ) -> Confirmation:
         """Hand a message to the broker; never blocks. Its failures come in the Confirmation.
 
         timeout: seconds until it ends as PublishUnknown; None: the app's `publish_timeout`.
+        built: it comes from `message` as it is, and was checked there.
         """
         publisher = self._publisher
         if publisher is None:
@@ -123,7 +125,8 @@ class Producer:
             self._pending = pending + 1
             self._pending_bytes += size
         try:
-            if to is EVERY_GROUP:  # copies for one group carry headers that a user's may not
+            # Copies for one group carry headers that a user's message may not.
+            if size > self._max_body or (to is EVERY_GROUP and not built):
                 check(message, self._max_body)
             seconds = self.publish_timeout if timeout is None else timeout
             confirmation = publisher.submit(message, to, deadline=self._monotonic() + seconds)
@@ -139,7 +142,12 @@ class Producer:
         return confirmation
 
     def send_and_wait(
-        self, message: Message, to: Destination = EVERY_GROUP, *, timeout: float | None = None
+        self,
+        message: Message,
+        to: Destination = EVERY_GROUP,
+        *,
+        timeout: float | None = None,
+        built: bool = False,
     ) -> Receipt:
         """Send, waiting for room and for the confirm, `timeout` seconds in all.
 
@@ -150,7 +158,7 @@ class Producer:
         deadline = self._monotonic() + seconds
         while True:
             left = max(0.0, deadline - self._monotonic())
-            confirmation = self.send(message, to, timeout=left)
+            confirmation = self.send(message, to, timeout=left, built=built)
             try:
                 # The adapter answers by the deadline; a second more tells its answer from ours.
                 return confirmation.result(left + 1.0)

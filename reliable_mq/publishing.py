@@ -63,7 +63,7 @@ class Publishing:
         message = self._producer.message(
             name, value, key=key, id=id, headers=headers, content_type=content_type
         )
-        return self._producer.send_and_wait(message, timeout=_seconds(timeout))
+        return self._producer.send_and_wait(message, timeout=_seconds(timeout), built=True)
 
     def submit(
         self,
@@ -90,7 +90,7 @@ class Publishing:
         message = self._producer.message(
             name, value, key=key, id=id, headers=headers, content_type=content_type
         )
-        return self._producer.send(message, timeout=_seconds(timeout))
+        return self._producer.send(message, timeout=_seconds(timeout), built=True)
 
     def message(
         self,
