@@ -156,13 +156,23 @@ def test_a_later_group_gets_what_is_left():
     assert len(world.log.messages) == 2
 
 
-def test_a_full_topic_is_backpressure():
-    """Above its capacity a topic takes nothing; what is finished makes room."""
+@pytest.mark.parametrize("to", [Topic(), RetryCopy("t", "g"), DeadLetter("t", "g")])
+def test_what_is_full_is_backpressure(to):
+    """Above its capacity nothing is taken, not for later either."""
+    world = World(options={"capacity": 2})
+    world.submit(to=to, not_before=world.clock.now() + 60)
+    world.submit(to=to)
+
+    assert isinstance(world.submit(to=to).outcome, Backpressure)
+    assert isinstance(world.submit(to=to, not_before=world.clock.now()).outcome, Backpressure)
+
+
+def test_what_is_finished_makes_room():
+    """A full topic takes messages again when others are settled."""
     world = World(options={"capacity": 2})
     world.send(2)
+    assert isinstance(world.submit().outcome, Backpressure)
 
-    refused = world.submit()
-    assert isinstance(refused.outcome, Backpressure)
     member = world.join()
     member.ack(take(member))
     take(member)

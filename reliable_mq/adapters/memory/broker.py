@@ -75,7 +75,8 @@ class MemoryBroker:
         clock: What delays, leases and deadlines are measured with.
         capabilities: CAPABILITIES with, say, another `lease_timeout`, `max_hold` or `max_body`
             (`msgspec.structs.replace`); these three are kept, the others are claims.
-        capacity: Messages that a topic holds; above it a publish ends in Backpressure.
+        capacity: Messages that a topic, or a group of it, holds; above it a publish ends in
+            Backpressure.
         retain: Keep messages that every group has finished, for tests that look at them.
 
     Thread-safe. `lock` guards everything below; what says so needs it held by the caller.
@@ -189,7 +190,7 @@ class MemoryBroker:
         log = self.logs.get(name)
         if log is None:
             return _unroutable(message, f"topic {name!r} does not exist")
-        if len(log.messages) >= self._capacity:
+        if len(log.messages) + len(log.delayed) >= self._capacity:
             return None
         position: int | str
         if not_before is None:
@@ -215,9 +216,11 @@ class MemoryBroker:
         position: int | str
         if isinstance(to, DeadLetter):
             log = self.logs[dead_letter_topic(to.topic, to.group)]
-            if len(log.messages) >= self._capacity:
+            if len(log.messages) + len(log.delayed) >= self._capacity:
                 return None
             position = self._append(log, message, not_before)
+        elif group.open >= self._capacity:
+            return None
         else:
             position = group.add(message, self._due(to, not_before))
         if "to-all" in self.faults.unsafe:

@@ -63,7 +63,7 @@ class Log:
         elif position in self.messages:
             assert isinstance(position, int)  # noqa: S101 - it is a key of messages
             self._finished[position] = self._finished.get(position, 0) + 1
-            self._let_go(position)
+            self._drop_if_finished(position)
 
     def discard(self, positions: Sequence[int | str]) -> int:
         """Remove these whatever the groups have done; returns how many were there."""
@@ -89,9 +89,9 @@ class Log:
         there = sum(position >= group.cursor for position in self.messages)
         group.gaps = self.end - group.cursor - there
         for position in list(self.messages):
-            self._let_go(position)
+            self._drop_if_finished(position)
 
-    def _let_go(self, position: int) -> None:
+    def _drop_if_finished(self, position: int) -> None:
         needed = sum(group.first <= position for group in self.groups.values())
         if self._finished.get(position, 0) >= needed and not self._retain:
             del self.messages[position]
