@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from hashlib import sha256
@@ -35,6 +34,7 @@ from zlib import crc32
 import msgspec
 from msgspec import Struct
 
+from reliable_mq.clock import SYSTEM_CLOCK
 from reliable_mq.errors import PublishError, PublishUnknown
 from reliable_mq.message import Receipt
 
@@ -120,7 +120,7 @@ class History:
     """
 
     def __init__(
-        self, path: Path | str, *, monotonic: Callable[[], float] = time.monotonic
+        self, path: Path | str, *, monotonic: Callable[[], float] = SYSTEM_CLOCK.monotonic
     ) -> None:
         self.path = Path(path)
         self._monotonic = monotonic
