@@ -66,9 +66,9 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(one, previous)
 
     def on_signal(number: int, _: FrameType | None) -> None:
-        log.info("signal %d: draining", number)
+        restore()  # first of all: a second signal may come while this is being told
         over.set()
-        restore()
+        log.info("signal %d: draining", number)
 
     for one in before:
         signal.signal(one, on_signal)
