@@ -1,0 +1,158 @@
+"""What the child programs share: the plan they are given, an app on the broker's file, kill points.
+
+A safety that a plan names in `remove` is taken away in `removed`; nothing else differs, so a test
+that passes with all safeties and fails without this one has seen what it is for.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import resource
+import signal
+import sqlite3
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from integration.children.removed import without
+from reliable_mq import Limits, ReliableMQ, ReliableMQError
+from reliable_mq.adapters.sqlite import SqliteTransport
+from reliable_mq.clock import SYSTEM_CLOCK
+from reliable_mq.testing.history import History
+
+#: Seconds after which a child that does not end says where it stands, and ends.
+TOO_LONG = 50.0
+
+
+class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What every child is told. Seconds throughout.
+
+    kill_at: die at this boundary; 0: live. stop_at: text of a statement behind which this process
+        stops itself, once. boot: which boot of the machine it takes this for; the leases of another
+        one are over. fast_since: the time from which on the broker's wall clock is too fast.
+    """
+
+    path: str
+    history: str
+    topic: str = "orders"
+    group: str = "billing"
+    lease_timeout: float = 30.0
+    publish_timeout: float = 5.0
+    remove: str = ""
+    kill_at: int = 0
+    stop_at: str = ""
+    fast_since: float = 0.0
+    boot: str | None = None
+    credit: int | None = None
+    limits: dict[str, int] = msgspec.field(default_factory=dict)
+    too_long: float = TOO_LONG
+
+
+class Boundaries:
+    """The moments just before and just behind each call to SQLite, and in handlers; counted."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.count = 0
+        self._kill_at = plan.kill_at
+        self._stop_at = plan.stop_at
+        self._lock = threading.Lock()
+
+    def cross(self, where: str) -> None:
+        """Die here, if this is the one."""
+        with self._lock:
+            self.count += 1
+            if self.count == self._kill_at:
+                print(f"kill -9 at boundary {self.count}: {where}", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self._stop_at and f"behind {self._stop_at}" in where:
+                self._stop_at = ""
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class FastClock:
+    """The system's clocks, but since a moment the wall's runs a thousand times as fast."""
+
+    monotonic = staticmethod(SYSTEM_CLOCK.monotonic)
+
+    def __init__(self, since: float) -> None:
+        self._since = since
+
+    def now(self) -> float:
+        """Epoch seconds."""
+        return self._since + 1_000.0 * (SYSTEM_CLOCK.now() - self._since)
+
+
+def connecting(boundaries: Boundaries) -> Any:
+    """`connect=` for the adapter: a connection that counts."""
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            name = " ".join(sql.split())[:60]
+            boundaries.cross(f"before {name}")
+            cursor = super().execute(sql, *parameters)
+            boundaries.cross(f"behind {name}")
+            return cursor
+
+    def connect(path: str, **options: Any) -> sqlite3.Connection:
+        return sqlite3.connect(path, factory=Connection, **options)
+
+    return connect
+
+
+class World:
+    """One child's: its app, its transport, its history, its boundaries."""
+
+    def __init__(self, plan: Plan) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
+        faulthandler.enable()
+        faulthandler.dump_traceback_later(plan.too_long, exit=True)
+        self.plan = plan
+        self.boundaries = Boundaries(plan)
+        self.history = History(plan.history)
+        for name, value in plan.limits.items():
+            _, hard = resource.getrlimit(getattr(resource, name))
+            resource.setrlimit(getattr(resource, name), (value, hard))
+        self.transport = without(
+            plan.remove,
+            plan.path,
+            lambda connect: SqliteTransport(
+                plan.path,
+                clock=FastClock(plan.fast_since) if plan.fast_since else SYSTEM_CLOCK,
+                connect=connect,
+                lease_timeout=plan.lease_timeout,
+                boot_id=plan.boot,
+            ),
+            connecting(self.boundaries),
+        )
+        #: For questions: nobody dies or stands still while asking.
+        self.operator = SqliteTransport(plan.path)
+        self.mq = ReliableMQ(
+            self.transport,
+            publish_timeout=plan.publish_timeout,
+            limits=Limits(credit=plan.credit),
+        )
+        self.orders = self.mq.topic(plan.topic, groups=(plan.group,))
+
+
+def tell(path: str, state: Any) -> None:
+    """Let the test read a state; whole or not at all."""
+    beside = Path(f"{path}.new")
+    beside.write_bytes(msgspec.json.encode(state))
+    beside.rename(path)
+
+
+def start(kind: type[Any], main: Any) -> None:
+    """Run `main` on the plan in the arguments; 5: it ended with an error of the library's own."""
+    try:
+        code = main(msgspec.json.decode(sys.argv[1], type=kind))
+    except ReliableMQError as error:
+        traceback.print_exc()
+        print(f"ended by {type(error).__name__}: {error}", file=sys.stderr)
+        code = 5
+    sys.exit(code)
