@@ -1,0 +1,112 @@
+"""F02: a consumer dies by kill -9 at any moment; nothing is lost, and each key keeps its order."""
+
+import time
+
+import pytest
+
+from integration.faults import LONG, promises
+from reliable_mq.testing.history import Numbered
+
+#: What some of the messages tell their handler to do.
+ORDERS = {
+    "a/0": "flaky",  # a retry in place, its key waits
+    "a/1": "reject",  # a dead letter
+    "b/1": "raise",  # retries, then a dead letter
+    "None/0": "flaky",  # a retry by nack
+    "None/1": "later",  # a retry copy
+    "None/2": "raise",
+}
+POISON = {
+    Numbered("run", "p", "a", 1).id: "rejected",
+    Numbered("run", "p", "b", 1).id: "retries-exhausted",
+    Numbered("run", "p", None, 2).id: "retries-exhausted",
+}
+
+
+@pytest.fixture
+def loaded(run):
+    """A run whose file holds twelve messages."""
+    run.publish(keys=["a", "b", None], count=4, orders=ORDERS)
+    assert {path.name for path in run.folder.glob("broker.db*")} == {"broker.db"}
+    return run
+
+
+def swept(run, stride, **plan):
+    """Kill the consumer at each boundary; let another one, after a reboot, do the rest."""
+    plan = {"fast_since": time.time(), **plan}
+    return run.sweep(
+        ("consumer", plan),
+        ("consumer", {**plan, "remove": "", "boot": "the next"}),
+        template=str(run.path),
+        stride=stride,
+    )
+
+
+@pytest.mark.parametrize(("handler", "stride"), [("def", 13), ("async def", 19)])
+def test_nothing_is_lost_by_a_kill_at_each_boundary(loaded, handler, stride):
+    """Twelve messages: all handled or, the poison, dead letters; at most one rerun of each."""
+    sent = loaded.children[0].entries()
+
+    results = swept(loaded, 1 if LONG else stride, handler=handler)
+
+    assert len(results) > 20
+    assert [0, 0] in [killed.codes for killed in results]
+    verdicts = [killed.verdict(sent, poison=POISON) for killed in results]
+    for killed, verdict in zip(results, verdicts, strict=True):
+        assert verdict.broken == (), (killed, str(verdict))
+        assert verdict.effects == 9, killed
+        assert set(verdict.duplicate_effects.values()) <= {1}, killed
+        assert set(verdict.dead_letters.values()) <= {1, 2}, killed
+    assert any(verdict.duplicate_effects for verdict in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("removed", "broken"),
+    [
+        ({"remove": "ack-first"}, {"lost"}),
+        ({"remove": "dead-letters"}, {"lost", "dead letters"}),
+        ({"order_by": "none"}, {"inversion"}),
+    ],
+    ids=["ack first", "dead letters not stored", "no order by key"],
+)
+def test_without_a_safety_the_checker_sees_it(loaded, removed, broken):
+    """Controls: acks before the handler, dead letters not confirmed, keys not kept apart."""
+    sent = loaded.children[0].entries()
+
+    results = swept(loaded, 1 if LONG else 23, **removed)
+
+    assert broken <= promises(killed.verdict(sent, poison=POISON) for killed in results)
+
+
+def under_load(run, kills, **plan):
+    """Two members of a group while messages come; one of them is killed now and then."""
+    plan = {"until": "signal", "lease_timeout": 1.0, "work": 0.005, **plan}
+    members = [run.spawn("consumer", **plan) for _ in range(2)]
+    keys = [f"k{number}" for number in range(10)]
+    producer = run.spawn("producer", keys=keys, count=40, how="submit", orders={"k3/7": "reject"})
+    for number in range(kills):
+        members[0].comes_to(20 + 10 * number, "effect")
+        members[0].kill()
+        members = [members[1], run.spawn("consumer", **plan)]
+    assert producer.ends() == 0
+    for member in members:
+        member.kill()
+    return run.verdict(
+        drained=run.drain(lease_timeout=1.0),
+        poison={Numbered("run", "p", "k3", 7).id: "rejected"},
+    )
+
+
+def test_members_are_killed_under_load(run):
+    """Whoever takes a dead member's keys over goes on in order."""
+    verdict = under_load(run, 12 if LONG else 3)
+
+    assert verdict.broken == ()
+    assert verdict.effects == 399
+    # What a member had in hand: 256 at most by its credit; far fewer were running.
+    assert len(verdict.duplicate_effects) < 100
+
+
+def test_members_that_ack_first_lose_messages_under_load(run):
+    """Control: acks before the handler."""
+    assert "lost" in promises([under_load(run, 3, remove="ack-first")])
