@@ -18,7 +18,9 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from reliable_mq.adapters.memory import MemoryBroker, MemoryTransport
+from msgspec.structs import replace
+
+from reliable_mq.adapters.memory import CAPABILITIES, MemoryBroker, MemoryTransport
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.execution import Runner
 from reliable_mq.message import Topic
@@ -75,7 +77,9 @@ class InMemory:
         #: Every message published to a topic, in order; not retry copies, nor dead letters.
         self.published: list[Message] = []
         self.clock = FakeClock()
-        self.broker = MemoryBroker(self.clock)
+        # Time jumps from one due moment to the next: no consumer is silent meanwhile.
+        capabilities = replace(CAPABILITIES, lease_timeout=float("inf"))
+        self.broker = MemoryBroker(self.clock, capabilities=capabilities)
         self._mq = mq
         self._environment = _Environment(self, random.Random(seed))
         self._saved: tuple[Any, ...] = ()
