@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from reliable_mq.context import leave_message
 from reliable_mq.ordering.lanes import SUSPECT
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def run_lane(
             elif now >= until or len(done) >= TURN:
                 break
     lane.current = None
+    leave_message()
     return report
 
 
@@ -158,6 +160,7 @@ async def run_lane_async(
             elif now >= until or len(done) >= TURN:
                 break
     lane.current = None
+    leave_message()
     return report
 
 
