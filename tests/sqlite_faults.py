@@ -64,6 +64,10 @@ class Faults:
         for _ in range(times):
             self.after(statement, _raiser(text))
 
+    def forget(self) -> None:
+        """Whatever was ordered and has not happened will not happen."""
+        self._rules.clear()
+
     def count(self, statement: str) -> int:
         """How many such statements there were."""
         return sum(one.startswith(statement) for one in self.statements)

@@ -69,7 +69,8 @@ NEW: Final = f"""
     ORDER BY m.position LIMIT :limit"""  # noqa: S608 - constants
 ENTER: Final = """
     INSERT INTO mq_state (grp, position, key, due, owner, ready)
-    SELECT :grp, m.position, CAST(m.key AS BLOB), CASE WHEN :delayed THEN m.due END, :owner, NULL
+    SELECT :grp, m.position, CAST(m.key AS BLOB),
+        CASE WHEN :owner IS NULL THEN coalesce(m.due, 0) END, :owner, NULL
     FROM json_each(:positions) AS j CROSS JOIN mq_message AS m ON m.position = j.value"""
 LOOK: Final = """
     SELECT
@@ -166,13 +167,17 @@ class Group:
         due = self._connection.rows(sql, (self.grp, now, DUE_AT_ONCE))
         if not due:
             return
-        positions = keys.as_list(position for (position,) in due)
-        keys.hide(self._connection, self.grp, positions)
+        self._line_up(position for (position,) in due)
+
+    def _line_up(self, positions: Iterable[int]) -> None:
+        """Let delayed messages wait from now on, each in its place among those of its key."""
+        listed = keys.as_list(positions)
+        keys.hide(self._connection, self.grp, listed)
         update = f"""
             UPDATE mq_state SET due = NULL, ready = CASE WHEN key IS NULL THEN 0 END
             WHERE {keys.LISTED}"""  # noqa: S608 - constants
-        self._connection.execute(update, {"grp": self.grp, "positions": positions})
-        keys.show(self._connection, self.grp, positions)
+        self._connection.execute(update, {"grp": self.grp, "positions": listed})
+        keys.show(self._connection, self.grp, listed)
 
     def _take_waiting(self, member: int, limit: int, taken: list[Taken]) -> bool:
         """Returns whether the fetch is full."""
@@ -229,23 +234,21 @@ class Group:
             return
         self._enter((one.position for one in fresh), member)
         self._enter(damaged, SET_ASIDE)
-        self._enter(delayed, None, delayed=True)
+        self._enter(delayed + blocked, None)
         if blocked:
-            self._enter(blocked, None)
-            keys.show(self._connection, self.grp, keys.as_list(blocked))
+            self._line_up(blocked)
         sql = "UPDATE mq_group SET cursor = ? WHERE id = ?"
         self._connection.execute(sql, (position + 1, self.grp))
         self._claim(member, fresh)
         taken += fresh
 
-    def _enter(self, positions: Iterable[int], owner: int | None, *, delayed: bool = False) -> None:
+    def _enter(self, positions: Iterable[int], owner: int | None) -> None:
         listed = keys.as_list(positions)
         if listed != "[]":
             parameters = {
                 "grp": self.grp,
                 "positions": listed,
                 "owner": owner,
-                "delayed": delayed,
             }
             self._connection.execute(ENTER, parameters)
 

@@ -35,15 +35,15 @@ def join(
     now: float,
     lease: float,
 ) -> int:
-    """A new member of these groups (id, and name for the error); returns its id, never used before.
+    """A new member of these groups (id, and name for the error); returns its id.
 
     Raises: ConfigurationError where a live member asks for another order: a key would be given to
         one that does not know of keys.
     """
     bury(connection, boot, now)
-    sql = "INSERT INTO mq_member (boot, until, lease) VALUES (?, ?, ?)"
-    member = connection.execute(sql, (boot, now + lease, lease)).lastrowid
-    assert member is not None  # noqa: S101 - it was an INSERT
+    member = int(connection.row("SELECT random() & 0x3fffffffffffffff | 1")[0])
+    sql = "INSERT INTO mq_member (id, boot, until, lease) VALUES (?, ?, ?, ?)"
+    connection.execute(sql, (member, boot, now + lease, lease))
     for grp, name in groups:
         sql = "SELECT mode FROM mq_membership WHERE grp = ? AND mode <> ?"
         if other := connection.row(sql, (grp, order)):
@@ -59,12 +59,10 @@ def join(
     return member
 
 
-def is_alive(connection: Connection, member: int, file: str, boot: str, now: float) -> bool:
-    """Whether this member still has what it had. `file`: the id of the file that it joined."""
-    sql = f"""
-        SELECT 1 FROM mq_member, mq_meta
-        WHERE id = :member AND NOT {DEAD} AND name = 'file' AND value = :file"""  # noqa: S608 - constants
-    parameters = {"member": member, "boot": boot, "now": now, "file": file}
+def is_alive(connection: Connection, member: int, boot: str, now: float) -> bool:
+    """Whether this member still has what it had."""
+    sql = f"SELECT 1 FROM mq_member WHERE id = :member AND NOT {DEAD}"  # noqa: S608 - constants
+    parameters = {"member": member, "boot": boot, "now": now}
     return connection.row(sql, parameters) is not None
 
 

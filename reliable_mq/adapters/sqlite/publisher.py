@@ -126,7 +126,9 @@ class SqlitePublisher:
         where, group, due = message.topic, None, not_before
         if isinstance(to, RetryCopy):
             where, group = to.topic, to.group
-            due = max(self._broker.clock.now() + to.delay, not_before or 0.0)
+            # At once is a time long ago: a wall clock that is set back must not hold it up.
+            due = self._broker.clock.now() + to.delay if to.delay > 0 else 0.0
+            due = max(due, not_before or 0.0)
         elif isinstance(to, DeadLetter):
             where = dead_letter_topic(to.topic, to.group)
         try:

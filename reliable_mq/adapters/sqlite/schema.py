@@ -87,7 +87,7 @@ TABLES: Final = (
         PRIMARY KEY (grp, key)
     ) WITHOUT ROWID""",
     """CREATE TABLE mq_member (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER PRIMARY KEY,                  -- random: after a COMMIT in doubt it is still ours
         boot TEXT NOT NULL,
         until REAL NOT NULL,                     -- monotonic seconds of that boot
         lease REAL NOT NULL                      -- seconds

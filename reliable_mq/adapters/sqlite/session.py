@@ -35,8 +35,8 @@ log = logging.getLogger("reliable_mq.sqlite")
 #: Seconds to wait for the lock of another process: in a poll, which comes again, and at the ends.
 PATIENCE: Final = 0.1
 LONG_PATIENCE: Final = 5.0
-#: Leases are renewed so many times before they would end; a poll with nothing to do writes no more
-#: often than that.
+#: A poll renews the lease when the last renewal is a fifth of `lease_timeout` ago. So it is granted
+#: for a fifth more: nobody takes anything from who polls once in `lease_timeout` seconds.
 RENEWALS: Final = 5
 #: Seconds between two looks for what may be deleted, and rows for each. Where messages are being
 #: finished, twice as many are looked at, up to the most, so that deleting keeps pace.
@@ -103,7 +103,12 @@ class Session:
         self._acks: dict[Held, None] = {}
         self._nacks: dict[Held, Again] = {}
         self._garbage: list[int] = []
+        #: Whether the last COMMIT had no answer, and the new members that such ones may have made.
         self._in_doubt = False
+        self._perhaps: list[int] = []
+        #: When it was last called, and whether it was silent for too long before.
+        self._seen = broker.clock.monotonic()
+        self._lapsed = False
         #: The version of the file in which a look found nothing; None: look again.
         self._quiet: int | None = None
         self._next_due = self._next_end = float("inf")
@@ -120,7 +125,9 @@ class Session:
     def nack(self, lease: Lease, attempt: int, delay: float) -> None:
         """Again, not before `delay` seconds from now. Ignored as an ack is."""
         if isinstance(lease, Held) and lease in self._held and lease not in self._acks:
-            self._nacks[lease] = Again(attempt, self._broker.clock.now() + max(0.0, delay))
+            # At once is a time long ago: a wall clock that is set back must not hold it up.
+            due = self._broker.clock.now() + delay if delay > 0 else 0.0
+            self._nacks[lease] = Again(attempt, due)
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -130,8 +137,10 @@ class Session:
 
     def look(self, limit: int) -> bool:
         """Whether a turn would change or find anything. Reads, and often not even that."""
-        steady, now = self._broker.clock.monotonic(), self._broker.clock.now()
-        if self._acks or self._nacks or self._in_doubt or steady >= self._renew_at:
+        steady, now = self._notice_silence(), self._broker.clock.now()
+        if self._acks or self._nacks or self._in_doubt or self._lapsed:
+            return True
+        if steady >= self._renew_at:
             return True
         if limit <= 0:
             return False
@@ -155,6 +164,7 @@ class Session:
 
     def leave(self) -> None:
         """Flush, give everything back, and close the file. Never raises."""
+        self._notice_silence()
         try:
             self._commit(self._last_turn, LONG_PATIENCE)
         except TransportError as error:
@@ -205,14 +215,15 @@ class Session:
     def _end_or_flush(self, steady: float) -> Turn:
         """Bring our endings into the file, if they still count."""
         boot = self._broker.boot_id
-        alive = members.is_alive(self._connection, self._member, self._file, boot, steady)
+        alive = not self._lapsed and members.is_alive(self._connection, self._member, boot, steady)
         if alive and not self._in_doubt:
             return self._flush(steady)
         settled: list[Held] = []
-        if self._file == self._file_id():
-            if self._in_doubt:
-                settled = [lease for lease in self._acks if self._is_finished(lease)]
-            members.leave(self._connection, self._member, counted=not alive)
+        if self._in_doubt and self._file == self._file_id():
+            settled = [lease for lease in self._acks if self._is_finished(lease)]
+        members.leave(self._connection, self._member, counted=not alive)
+        for member in self._perhaps:
+            members.leave(self._connection, member, counted=False)
         turn = self._as_new_member()
         turn.settled = settled
         turn.lost = [lease for lease in self._held if lease not in settled]
@@ -255,7 +266,7 @@ class Session:
             order,
             boot=broker.boot_id,
             now=steady,
-            lease=broker.lease_timeout,
+            lease=broker.lease_timeout * (1 + 1 / RENEWALS),
         )
         file = self._file_id()
         places = [
@@ -283,6 +294,8 @@ class Session:
             raise
         except TransportError:
             self._in_doubt = True
+            if turn.member != self._member:
+                self._perhaps.append(turn.member)
             raise
         return self._apply(turn)
 
@@ -290,7 +303,7 @@ class Session:
         """The transaction is stored: now it is true here, too."""
         for lease in turn.lost:
             lease.lost = True
-        if turn.member != self._member:
+        if turn.places is not self._places:
             self._held.clear()
         for lease in (*self._acks, *self._nacks):
             self._let_go(lease)
@@ -298,7 +311,8 @@ class Session:
             self._broker.bell.ring()  # others may get what this member gave up
         self._acks, self._nacks, self._garbage = {}, {}, []
         self._member, self._file, self._places = turn.member, turn.file, turn.places
-        self._in_doubt = False
+        self._in_doubt = self._lapsed = False
+        self._perhaps = []
         if turn.renewed:
             self._renew_at = turn.at + self._broker.lease_timeout / RENEWALS
         deliveries = [
@@ -335,6 +349,13 @@ class Session:
             return True
         self._quiet, self._next_due, self._next_end = version, due, end
         return False
+
+    def _notice_silence(self) -> float:
+        """The time. Whoever was silent for `lease_timeout` has lost all, taken over or not."""
+        steady = self._broker.clock.monotonic()
+        self._lapsed |= steady - self._seen > self._broker.lease_timeout
+        self._seen = steady
+        return steady
 
     def _find_garbage(self, steady: float, now: float) -> None:
         rows = min(2 * len(self._acks), PURGE_MOST)

@@ -176,9 +176,7 @@ class Writer:
         if topic is None or grp is None:
             return entry, self._unroutable(entry, f"group {entry.group!r} of {entry.where!r}")
         position = self._insert_rows([(topic, grp, *entry.columns, stored_at, None)])
-        due = stored_at if entry.due is None else entry.due
-        key = entry.columns[1]
-        self._connection.execute(ENTER, (grp, position, key, due))
+        self._connection.execute(ENTER, (grp, position, entry.columns[1], entry.due or 0.0))
         return _stored(entry, position)
 
     def _insert_rows(self, rows: list[tuple[Any, ...]]) -> int:
