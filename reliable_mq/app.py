@@ -149,6 +149,8 @@ class ReliableMQ(Routes, Publishing):
         if self._topics.setdefault(name, spec) != spec:
             msg = f"topic {name!r} is declared twice, with different options"
             raise ConfigurationError(msg)
+        if self._runtime is not None:
+            self._declare(self._connected())
         return TopicHandle(self, name, ordered=ordered, groups=tuple(groups))
 
     def include(self, routes: Routes) -> None:
@@ -329,6 +331,10 @@ class ReliableMQ(Routes, Publishing):
             observers=self._observers,
         )
 
+    def _declare(self, runtime: Runtime) -> None:
+        """What was declared after the first publish connected."""
+        runtime.declare(topology_of(self._topics, self.declared, runtime.topology.mode))
+
     def _start(self, *, consume: bool, loop: asyncio.AbstractEventLoop | None) -> None:
         with self._lock:
             runtime = self._connected()
@@ -337,6 +343,7 @@ class ReliableMQ(Routes, Publishing):
                 raise ConfigurationError(msg)
             try:
                 if consume:
+                    self._declare(runtime)
                     runtime.start(
                         self.declared, around=self._around, overrides=self._overrides, loop=loop
                     )

@@ -122,6 +122,12 @@ class Runtime:
         transport.ensure(topology)
         self.publisher: Publisher = transport.publisher()
 
+    def declare(self, topology: Topology) -> None:
+        """Make or compare what has been declared since. Raises: ConfigurationError."""
+        if topology != self.topology:
+            self.transport.ensure(topology)
+            self.topology = topology
+
     def check_pid(self) -> None:
         """Raise in the child of a fork: threads and connections did not come along."""
         if os.getpid() != self._pid:

@@ -81,6 +81,22 @@ def test_a_published_order_reaches_its_handler_as_the_type_it_asks_for(mq: Relia
     assert ("a", "b") in ctx.headers
 
 
+def test_what_is_declared_after_the_first_publish_is_made_too(mq: ReliableMQ) -> None:
+    """As in a notebook: the order of declaring and publishing does not matter."""
+    got: list[str] = []
+    mq.topic("early", groups=("g",)).publish("first")
+
+    assert mq.topic("late", groups=("g",)).publish("second").topic == "late"
+
+    @mq.consumer("latest", group="g")
+    def handle(text: str) -> None:
+        got.append(text)
+
+    with mq:
+        mq.publish("latest", "third")
+        eventually(lambda: got == ["third"])
+
+
 def test_each_group_gets_all_and_members_of_a_group_share(mq: ReliableMQ) -> None:
     """Two groups hear every message; a handler stacked on two topics hears both."""
     heard: dict[str, list[str]] = {"billing": [], "shipping": []}
