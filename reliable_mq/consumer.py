@@ -339,15 +339,17 @@ class Consumer:
     def _on_revoke(self, leases: Sequence[Lease], deadline: float) -> None:
         """Called from inside poll: finish what runs of these, ack it, and leave the rest."""
         revoked = set(leases)
-        self._in_hand.give(self._lanes.drop(revoked))
-        while self._settler.sending or any(_runs_one_of(lane, revoked) for lane in self._lanes):
+        while True:
+            self.collect()
+            self._in_hand.give(self._lanes.drop(revoked))
+            running = any(_runs_one_of(lane, revoked) for lane in self._lanes)
+            if not (running or self._settler.sending):
+                return
             left = deadline - self._clock.monotonic()
             if left <= 0:
                 return
             self._pause(self._news, min(left, HEARTBEAT))
             self._news.clear()
-            self.collect()
-            self._in_hand.give(self._lanes.drop(revoked))
 
     # ---- how it is doing
 
@@ -424,5 +426,13 @@ class Consumer:
 
 
 def _runs_one_of(lane: Lane, leases: set[Lease]) -> bool:
-    current = lane.current
-    return current is not None and current.lease in leases
+    """Whether a worker runs one of these, or has run it and not reported that yet."""
+    # In this order: a delivery is among the done before it is no longer the current one.
+    current, turn = lane.current, lane.turn
+    if current is not None and current.lease in leases:
+        return True
+    if turn is None:
+        return False
+    return any(one.lease in leases for one in turn.done) or any(
+        one.delivery.lease in leases for one in turn.ended
+    )

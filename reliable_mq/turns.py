@@ -93,7 +93,7 @@ def run_lane(
     timed: bool = False,
 ) -> Report:
     """One turn of a lane: run its deliveries until one needs more than an ack."""
-    report = Report(lane)
+    report = lane.turn = Report(lane)
     done = report.done
     queue, run = lane.queue, runner.run
     until = 0.0
@@ -133,7 +133,7 @@ async def run_lane_async(
     monotonic: Callable[[], float],
 ) -> Report:
     """The same for `async def` handlers."""
-    report = Report(lane)
+    report = lane.turn = Report(lane)
     done = report.done
     queue, run = lane.queue, runner.run_async
     until = 0.0
@@ -172,6 +172,8 @@ def take_slices(
     At most `size` deliveries; a suspect runs without any other.
     """
     reports = [Report(lane) for lane in lanes]
+    for report in reports:
+        report.lane.turn = report
     taken: list[tuple[int, Delivery]] = []
     for index, lane in enumerate(lanes):
         queue = lane.queue

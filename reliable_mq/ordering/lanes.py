@@ -50,6 +50,7 @@ class Lane:
         "queue",
         "since",
         "state",
+        "turn",
     )
 
     def __init__(self, key: Hashable) -> None:
@@ -59,6 +60,8 @@ class Lane:
         #: What a worker runs at this moment, and since when (monotonic seconds; 0 unless timed).
         #: Written by the worker, read by anybody who only wants to tell.
         self.current: Delivery | None = None
+        #: What a worker reports next, as far as it has come; None: no worker has the lane.
+        self.turn: Any = None
         self.since = 0.0
         #: Endings that are still being carried out; the lane goes on when there are none left.
         self.endings = 0
@@ -127,6 +130,7 @@ class Lanes:
     def handed_back(self, lane: Lane, endings: int) -> None:
         """A worker is through with a lane; `endings` of its runs have to be carried out."""
         self.busy -= 1
+        lane.turn = None
         if lane is self._solitary:
             self._solitary = None
             lane.alone = False
@@ -234,10 +238,10 @@ class Lanes:
             self._ready(self._deferred.popleft())
 
     def _go_on(self, lane: Lane) -> None:
+        due, lane.due = lane.due, 0.0
         if lane.again:
             lane.queue.extendleft(reversed(lane.again))
             lane.again.clear()
-            due, lane.due = lane.due, 0.0
             if self._open:
                 lane.state = WAITING
                 self.call_later(lane, due, self._ready)
