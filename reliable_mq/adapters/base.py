@@ -70,7 +70,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     durable_attempts: so does the attempt of the Delivery handed to `nack`.
     retains: messages wait for groups that are declared later.
     revokes: the broker may move work to another member while this one is alive.
-    members: processes may share a group (False: one process has it all, as with memory).
+    members: several subscriptions may share a group.
     starts: what `Subscribe.start` may be beside None.
     lease_timeout: seconds a member may go without a poll before others get its leases.
     max_hold: seconds after which a lease ends even though it is polled; None: never.
@@ -97,7 +97,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
 
 
 class GroupSpec(Struct, frozen=True):
-    """A group of a topic, and where it begins if it is new."""
+    """A group of a topic, and where it begins while it is new: the first start named counts."""
 
     name: str
     start: Start = None
@@ -174,7 +174,8 @@ class Publisher(Protocol):
     def close(self, timeout: float) -> list[Message]:
         """Stop taking messages, wait at most `timeout` seconds for confirms, return the rest.
 
-        Any thread; idempotent. What is returned has ended as PublishUnknown or Backpressure.
+        Any thread; idempotent. What is returned has ended as PublishUnknown or Backpressure, and
+        what is submitted afterwards ends as Backpressure.
         """
 
 
@@ -241,7 +242,8 @@ class Transport(Protocol):
     def subscribe(self, subscribe: Subscribe, on_revoke: OnRevoke) -> Subscription:
         """Join a group. The thread that polls it becomes its owner.
 
-        Raises: ConfigurationError when a topic or the group does not exist.
+        Raises: ConfigurationError when a topic does not exist, or a group that the broker has to
+            know; or when live members of the group keep another order than this one asks for.
         """
 
     def close(self) -> None:
