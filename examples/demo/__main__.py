@@ -26,6 +26,9 @@ from examples.demo.verdict import judge
 if TYPE_CHECKING:
     from types import FrameType
 
+#: Seconds until it fails: in all, and without any progress. Another broker may need longer than
+#: the embedded one needs here to notice that a consumer is dead.
+EMBEDDED, ELSEWHERE = (40.0, 15.0), (180.0, 75.0)
 #: Seconds that everything after the last round may take: stopping, judging, closing.
 ENDING = 20.0
 #: Of the embedded broker, in seconds: how soon the other consumer gets what a dead one had in hand.
@@ -75,10 +78,13 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--orders", type=int, default=2000)
     parser.add_argument("--customers", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=40.0, help="not done by then: it fails")
-    parser.add_argument("--patience", type=float, default=15.0, help="seconds without any progress")
+    parser.add_argument("--seconds", type=float, help="not done by then: it fails")
+    parser.add_argument("--patience", type=float, help="seconds without any progress: it fails")
     parser.add_argument("--keep", action="store_true", help="leave the files, to look at them")
     given = parser.parse_args()
+    seconds, patience = ELSEWHERE if given.broker else EMBEDDED
+    given.seconds = seconds if given.seconds is None else given.seconds
+    given.patience = patience if given.patience is None else given.patience
     if given.orders < 100 or given.customers < 1:
         parser.error("--orders from 100 up, --customers from 1 up")
     if given.broker and given.broker.startswith("memory:"):
