@@ -43,6 +43,11 @@ SETTINGS: Final = (
 )
 
 
+#: What a statement may fail with: where a damaged schema cannot be quoted in UTF-8, sqlite3 itself
+#: fails on the text of its error.
+BROKEN: Final = (sqlite3.Error, UnicodeDecodeError)
+
+
 class Locked(ConnectionFailed):
     """Another process holds the lock: nothing was done."""
 
@@ -71,14 +76,14 @@ class Connection:
         """Run one statement that brings no rows."""
         try:
             return self._open().execute(sql, parameters)
-        except sqlite3.Error as error:
+        except BROKEN as error:
             raise self._failed(error) from error
 
     def rows(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """All rows of a query."""
         try:
             return self._open().execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
+        except BROKEN as error:
             raise self._failed(error) from error
 
     def each(self, sql: str, parameters: Parameters = ()) -> Iterator[Any]:
@@ -86,7 +91,7 @@ class Connection:
         try:
             with closing(self._open().execute(sql, parameters)) as cursor:
                 yield from cursor
-        except sqlite3.Error as error:
+        except BROKEN as error:
             raise self._failed(error) from error
 
     def row(self, sql: str, parameters: Parameters = ()) -> Any:
@@ -191,7 +196,7 @@ class Connection:
             )
             raise TransportError(text)
 
-    def _failed(self, error: sqlite3.Error) -> TransportError:
+    def _failed(self, error: Exception) -> TransportError:
         """The error in our words. Whatever is more than "not now" closes the connection.
 
         What SQLite holds in memory after an I/O error is better not trusted; closing rolls back.
@@ -201,7 +206,7 @@ class Connection:
             self.drop()
         return failure
 
-    def _translated(self, error: sqlite3.Error) -> TransportError:
+    def _translated(self, error: Exception) -> TransportError:
         # By the text: Python 3.10 does not give the code.
         text = str(error)
         where = f"{self.path}: {text}"
@@ -209,7 +214,9 @@ class Connection:
             return Locked(f"{where}: another process holds the lock")
         if "is full" in text:
             return DiskFull(f"{where}: the disk is full, or the file may not grow: make room")
-        if "malformed" in text or "not a database" in text or "corrupt" in text:
+        # No statement of ours breaks a constraint of a file that is whole.
+        broken = isinstance(error, (UnicodeDecodeError, sqlite3.IntegrityError))
+        if broken or "malformed" in text or "not a database" in text or "corrupt" in text:
             return Damaged(f"{where}: the file is damaged: restore it, or move it away")
         if "unable to open" in text:
             return ConnectionFailed(f"{where}: does the directory exist, and may we write to it?")
