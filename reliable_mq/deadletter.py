@@ -110,13 +110,13 @@ class Letter:
             kind = type(error)
             mro = ",".join(type_name(base) for base in kind.__mro__[1:-1])
             self._details = [
-                ("rmq-dl-exception-type", type_name(kind)[:200]),
+                ("rmq-dl-exception-type", type_name(kind)),
                 ("rmq-dl-exception-message", rejected_text),
                 ("rmq-dl-exception-mro", mro[:500]),
             ]
             cause = error.__cause__ or error.__context__
             if cause is not None:
-                self._details.append(("rmq-dl-cause-type", type_name(type(cause))[:200]))
+                self._details.append(("rmq-dl-cause-type", type_name(type(cause))))
             self._stack = [("rmq-dl-exception-stack", stack_of(error, STACK_CHARACTERS))]
         self._history: list[Header] = [("rmq-dl-history", history_to_json(story.failures))]
 
@@ -147,7 +147,11 @@ def _outlives_death(name: str) -> bool:
 
 
 def _size(headers: Sequence[Header]) -> int:
-    return sum(len(name) + len(value) for name, value in headers)
+    """Bytes of these headers of ours, whose names are ASCII."""
+    return sum(
+        len(name) + len(value.encode() if isinstance(value, str) else value)
+        for name, value in headers
+    )
 
 
 class StoredDeadLetter(Struct, frozen=True):

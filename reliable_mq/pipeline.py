@@ -159,8 +159,10 @@ class Pipeline:
 
     def afresh(self, execution: Execution) -> Delivery:
         """An operator wants it to run again, as if it were new: with all its attempts."""
-        self._stories.forget(execution.delivery)
-        return replace(execution.delivery, attempt=1)
+        delivery = execution.delivery
+        self._stories.forget(delivery)
+        headers = tuple(one for one in delivery.message.headers if one[0] != wire.ATTEMPT)
+        return replace(delivery, attempt=1, message=replace(delivery.message, headers=headers))
 
     def skip(self, execution: Execution) -> Verdict:
         """An operator gives up the head of a halted lane."""
@@ -205,7 +207,9 @@ class Pipeline:
         return Send(((self._retry_copy(execution, after), self._copy_to(delivery, after)),))
 
     def _reject(self, execution: Execution) -> Verdict:
-        if self._on_failure == "block" and self._keyed(execution.delivery):
+        # With a letter it was skipped: what failed since was sending that.
+        skipped = execution.letter is not None
+        if self._on_failure == "block" and self._keyed(execution.delivery) and not skipped:
             return Halt(execution.reason or "rejected")
         return self._dead_letter(execution)
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.outcome import Reject, Retry, seconds
+from reliable_mq.story import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +116,7 @@ class RetryPolicy:
         after = self._delay(state, draw) if asked is None else asked
         if self.within is not None and elapsed + after > self.within:
             return Reject(RETRIES_EXHAUSTED)
-        return Retry(str(error), after=after)
+        return Retry(text_of(error), after=after)
 
     def _worth_it(self, state: _State) -> bool:
         error = state.error

@@ -359,6 +359,7 @@ def _lane_of(order_by: Any) -> Callable[[Delivery], Hashable]:
 
     def lane_of(one: Delivery) -> Hashable:
         key = order_by(one.message)
+        hash(key)  # what cannot be a key raises here, as a failure of this message alone
         return one.lease if key is None else (one.message.topic, one.partition, key)
 
     return lane_of

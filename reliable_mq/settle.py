@@ -121,8 +121,8 @@ class Settler:
     def sent(self, sent: Sent) -> None:
         """Everything of a Send has ended: ask what follows, and do it."""
         self.sending -= 1
+        outcomes: list[Any] = [confirmation.outcome for confirmation in sent.confirmations]
         if not self._given_up(sent.lane, sent.execution):
-            outcomes: list[Any] = [confirmation.outcome for confirmation in sent.confirmations]
             self._carry_out(
                 sent.lane, sent.execution, lambda: self._pipeline.sent(sent.execution, outcomes)
             )
@@ -148,6 +148,7 @@ class Settler:
     def skip(self, lane: Lane) -> None:
         """Dead-letter the head of a halted lane and go on behind it."""
         execution = lane.why
+        execution.counted = True  # no part of a bad deploy: it goes also while that is paused
         self._resume(lane, "skip")
         self._carry_out(lane, execution, lambda: self._pipeline.skip(execution))
 
@@ -189,6 +190,8 @@ class Settler:
             self._ack([execution.delivery])
             self._lanes.ended(lane)
         elif isinstance(verdict, Nack):
+            if execution.counted:  # its dead letter is not stored; it counts when it comes again
+                self._dead_in_a_row = max(0, self._dead_in_a_row - 1)
             self._nack(verdict)
             self._lanes.ended(lane)
         elif isinstance(verdict, Wait):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from reliable_mq import message as wire
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -24,6 +26,8 @@ __all__ = ["Failure", "Stories", "Story", "history_from_json", "history_to_json"
 KEPT = 10
 #: Characters of an exception's text that are kept; it may quote what it failed on.
 TEXT = 512
+#: Characters of the name of a class, or of a host.
+NAME = 200
 
 
 class Failure(Struct, frozen=True, omit_defaults=True):
@@ -53,20 +57,28 @@ class Story:
             self.first_failed_at = failure.at
         self.failures.append(failure)
 
+    def hear(self, failures: Iterable[Failure]) -> None:
+        """What a header tells: runs at other members among it, which nobody here knows of."""
+        known = sorted({*self.failures, *failures}, key=lambda one: (one.at, one.attempt))
+        if len(known) > len(self.failures):
+            self.failures = deque(known, maxlen=KEPT)
+            first = known[0].at
+            self.first_failed_at = min(first, self.first_failed_at or first)
+
 
 class Stories:
     """The stories of the messages that failed last, at most `limit` of them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._stories: OrderedDict[tuple[str, str], Story] = OrderedDict()
+        self._stories: OrderedDict[tuple[str, str, str | None], Story] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._stories)
 
     def of(self, delivery: Delivery, history: str | None) -> Story:
-        """The story of this message; a new one begins with what its header tells."""
-        key = (delivery.message.topic, delivery.message.id)
+        """The story of this message: what is known here, and what its header tells."""
+        key = _key(delivery)
         story = self._stories.get(key)
         if story is None:
             story = self._stories[key] = Story(history_from_json(history) if history else ())
@@ -74,27 +86,33 @@ class Stories:
                 self._stories.popitem(last=False)
         else:
             self._stories.move_to_end(key)
+            if history:
+                story.hear(history_from_json(history))
         return story
 
     def forget(self, delivery: Delivery) -> None:
         """The message has ended."""
-        self._stories.pop((delivery.message.topic, delivery.message.id), None)
+        self._stories.pop(_key(delivery), None)
+
+
+def _key(delivery: Delivery) -> tuple[str, str, str | None]:
+    # With the generation: what a replay begins with is a story of its own.
+    message = delivery.message
+    return message.topic, message.id, wire.header(message, wire.GENERATION)
 
 
 def failure_of(
     error: BaseException, *, at: float, attempt: int, host: str, after: float | None
 ) -> Failure:
     """A failed run as it is remembered."""
-    return Failure(at, attempt, type_name(type(error)), text_of(error), host, after)
+    kind, host = type_name(type(error)), printable(host[:NAME])
+    return Failure(at, attempt, kind, text_of(error), host, after)
 
 
 def type_name(kind: type) -> str:
-    """The full name of a class, builtins without their module."""
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    """The full name of a class, builtins without their module, its end where it is long."""
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return printable(f"{module}{kind.__qualname__}"[-NAME:])
 
 
 def text_of(error: BaseException) -> str:
@@ -103,14 +121,15 @@ def text_of(error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ must not decide about the message
         text = "<its __str__ failed>"
-    return printable(text)[:TEXT]
+    return printable(text[:TEXT])
 
 
 def stack_of(error: BaseException, limit: int) -> str:
     """The end of the traceback, at most `limit` characters, marked where it is cut."""
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    text = printable(lines.replace("\n", " | "))
-    return text if len(text) <= limit else "[cut] " + text[-(limit - 6) :]
+    # Cut first: an exception may quote megabytes.
+    text = printable(lines[-limit:].replace("\n", " | "))
+    return text if len(text) <= limit >= len(lines) else "[cut] " + text[-(limit - 6) :]
 
 
 def printable(text: str) -> str:
