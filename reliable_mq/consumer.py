@@ -47,14 +47,23 @@ LOOK = 0.25
 #: Seconds without a round after which a consumer does not count as alive.
 SILENT = 10.0
 
-State = Literal["starting", "running", "paused", "disconnected", "stopping", "stopped", "failed"]
+State = Literal[
+    "starting",
+    "running",
+    "standby",
+    "paused",
+    "disconnected",
+    "stopping",
+    "stopped",
+    "failed",
+]
 
 
 class ConsumerHealth(Struct, frozen=True, kw_only=True):
     """How a consumer is doing. Ages are seconds; no I/O was done to find out.
 
     live: the owner thread goes round and not too many handlers are stuck.
-    ready: it is live and takes work.
+    ready: it is live, and takes work or stands by to take it over.
     """
 
     name: str
@@ -141,6 +150,7 @@ class Consumer:
         self._looked_at = float("-inf")
         self._overdue: set[Lane] = set()
         self._stalled = False
+        self._standby = False
         self._oldest: float | None = None
         self._running = 0
         self._halted = 0
@@ -362,6 +372,8 @@ class Consumer:
         state: State = self._state
         if state == "running" and self._settler.paused:
             state = "paused"
+        elif state == "running" and self._standby:
+            state = "standby"
         alive = state not in ("failed", "stopped") and (silent is None or silent < SILENT)
         return ConsumerHealth(
             name=self.name,
@@ -369,7 +381,7 @@ class Consumer:
             group=self.subscribe.group,
             state=state,
             live=alive and not stuck,
-            ready=state == "running" and alive and not stuck,
+            ready=state in ("running", "standby") and alive and not stuck,
             why=self._settler.paused or self._why,
             in_hand=self._in_hand.count,
             running=self._running,
@@ -397,6 +409,7 @@ class Consumer:
                 oldest = min(oldest, head.arrived)
         self._running, self._halted = running, halted
         self._oldest = now - oldest if len(self._lanes) else None
+        self._standby = self._subscription is not None and self._subscription.standby
         self._tell_stuck()
         self._tell_stalled()
 

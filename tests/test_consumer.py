@@ -434,6 +434,27 @@ def test_partition_order_runs_one_after_another(mq: ReliableMQ) -> None:
     assert seen == list(range(200))
 
 
+def test_a_member_that_waits_to_take_over_stands_by(transport: Watched) -> None:
+    """Of two apps with partition order one works and one is standby, until it takes over."""
+    apps = [ReliableMQ(transport) for _ in range(2)]
+    got: list[int] = []
+    for app in apps:
+        app.consumer("orders", group="g", order_by="partition")(_number(got))
+        app.start()
+
+    def states() -> list[str]:
+        return sorted(app.health().consumers[0].state for app in apps)
+
+    eventually(lambda: states() == ["running", "standby"])
+    assert all(app.health().ready for app in apps)
+    apps.sort(key=lambda app: app.health().consumers[0].state)
+    apps[0].stop()
+    eventually(lambda: apps[1].health().consumers[0].state == "running")
+    apps[1].publish("orders", 1)
+    eventually(lambda: got == [1])
+    apps[1].stop()
+
+
 # ---- batches
 
 
@@ -699,3 +720,10 @@ def test_starting_twice_is_refused(mq: ReliableMQ) -> None:
 
 def _nothing(_: bytes) -> None:
     return None
+
+
+def _number(got: list[int]) -> Any:
+    def handle(number: int) -> None:
+        got.append(number)
+
+    return handle

@@ -182,6 +182,10 @@ class Publisher(Protocol):
 class Subscription(Protocol):
     """One member's place in a group. The owner thread only, but for `wake`."""
 
+    @property
+    def standby(self) -> bool:
+        """Whether another member had all the work at the last poll, and this one waits for it."""
+
     def poll(self, limit: int, timeout: float) -> Polled:
         """Fetch at most `limit` deliveries, waiting at most `timeout` seconds for the first.
 

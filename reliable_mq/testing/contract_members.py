@@ -155,10 +155,16 @@ class MembersContract:
                 in_hand[at] += members[at].take_some(2, beside=members)
         partitions = [{one.partition for one in held} for held in in_hand.values()]
         active = 0 if in_hand[0] else 1
+        if not in_hand[1 - active]:
+            assert [members[at].subscription.standby for at in (active, 1 - active)] == [
+                False,
+                True,
+            ]
         members[active].subscription.close()
         taken_over = members[1 - active].take(len(in_hand[active]))
 
         assert partitions[0] & partitions[1] == set()
+        assert not members[1 - active].subscription.standby
         assert ids(in_hand[active]) == ids(taken_over)
         assert by_key(sent) == by_key(one.message for held in in_hand.values() for one in held)
 

@@ -64,6 +64,11 @@ class Place:
         #: Keys of this member that have something parked; may name keys that it has lost since.
         self.parked_keys: deque[bytes] = deque()
 
+    @property
+    def stands_by(self) -> bool:
+        """Whether another member has all of the group's work."""
+        return self.group.order == "partition" and self.group.places[0] is not self
+
 
 class Group:
     """Everything below `cursor` the group has taken; `gaps` offsets from there on are empty.
@@ -152,7 +157,7 @@ class Group:
         """
         while self.delayed and self.delayed[0][0] <= now:
             self._ready.append(heappop(self.delayed)[2])
-        if self.order == "partition" and self.places[0] is not place:
+        if place.stands_by:
             return []
         taken: list[Delivery] = []
         if place.parked_keys or self._free:

@@ -74,6 +74,12 @@ class MemorySubscription:
                     self._waiting = False
                     self._seen = broker.clock.monotonic()
 
+    @property
+    def standby(self) -> bool:
+        """See Subscription.standby."""
+        with self._broker.lock:
+            return bool(self._places) and all(place.stands_by for place in self._places)
+
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """See Subscription.ack."""
         self._acks.extend(deliveries)

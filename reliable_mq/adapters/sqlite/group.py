@@ -113,17 +113,21 @@ class Group:
         self._topic = topic
         self._file = file
         self._order = order
+        #: Whether another member has all of it, as far as it was seen.
+        self.stands_by = False
 
     def look(self, member: int) -> News:
         """Whether `take` would find something. Reads only."""
         found = self._connection.row(LOOK, {"grp": self.grp, "member": member})
-        if found is None or (self._order == "partition" and not found[2]):
+        self.stands_by = self._order == "partition" and (found is None or not found[2])
+        if found is None or self.stands_by:
             return News(now=False, due=None)
         return News(now=bool(found[0]), due=found[1])
 
     def take(self, member: int, limit: int, now: float) -> list[Taken]:
         """At most `limit` messages, in hand of this member from now on."""
-        if self._order == "partition" and not self._is_active(member):
+        self.stands_by = self._order == "partition" and not self._is_active(member)
+        if self.stands_by:
             return []
         self._let_become_due(now)
         taken: list[Taken] = []

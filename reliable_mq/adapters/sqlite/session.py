@@ -129,6 +129,11 @@ class Session:
             due = self._broker.clock.now() + delay if delay > 0 else 0.0
             self._nacks[lease] = Again(attempt, due)
 
+    @property
+    def standby(self) -> bool:
+        """Whether another member has all the work, as far as it was seen."""
+        return bool(self._places) and all(place.group.stands_by for place in self._places)
+
     # -- turns ---------------------------------------------------------------------------------
 
     def join(self) -> None:

@@ -73,6 +73,11 @@ class SqliteSubscription:
                 timeout -= pause
                 pause = min(2 * pause, LONGEST_PAUSE)
 
+    @property
+    def standby(self) -> bool:
+        """See Subscription.standby."""
+        return self._session.standby
+
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """See Subscription.ack."""
         for delivery in deliveries:
