@@ -14,13 +14,13 @@ import time
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 
 from reliable_mq import Context, Limits, ReliableMQ
 from reliable_mq.app import Health
-from reliable_mq.consumer import ConsumerHealth
+from reliable_mq.consumer import ConsumerHealth, State
 from reliable_mq.deadletter import REASONS
 from reliable_mq.events import Event
 from reliable_mq.routes import NOT_BUILT, Routes
@@ -173,6 +173,8 @@ def test_every_event_and_health_field_is_documented():
     fields = {*Health.__struct_fields__, *ConsumerHealth.__struct_fields__}
     for name in fields - {"name", "topics", "group"}:
         assert re.search(rf"`(?:consumers\[…\]\.)?{name}`", text), name
+    for state in get_args(State):
+        assert f"`{state}`" in text, state
     for event in Event.__args__:
         assert f"`{event.__name__}`" in text, event
 
