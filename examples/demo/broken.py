@@ -26,10 +26,9 @@ def ack_first(url: str) -> Any:
 class _AckFirst:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self.capabilities = transport.capabilities
-        self.ensure = transport.ensure
-        self.publisher = transport.publisher
-        self.close = transport.close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
     def subscribe(self, subscribe: Subscribe, on_revoke: OnRevoke) -> _AckFirstSubscription:
         return _AckFirstSubscription(self._transport.subscribe(subscribe, on_revoke))
@@ -38,8 +37,9 @@ class _AckFirst:
 class _AckFirstSubscription:
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
-        self.wake = subscription.wake
-        self.close = subscription.close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subscription, name)
 
     def poll(self, limit: int, timeout: float) -> Polled:
         polled = self._subscription.poll(limit, timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ def main() -> None:
     for option in ("broker", "run", "orders", "invoices", "history"):
         parser.add_argument(f"--{option}", required=True)
     given = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)  # read when this process ends by itself
     # Nobody is left behind: the pipe ends with the demo, however the demo ends.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
