@@ -409,7 +409,8 @@ class Consumer:
                 oldest = min(oldest, head.arrived)
         self._running, self._halted = running, halted
         self._oldest = now - oldest if len(self._lanes) else None
-        self._standby = self._subscription is not None and self._subscription.standby
+        # A transport that never lets a member wait need not say so.
+        self._standby = bool(getattr(self._subscription, "standby", False))
         self._tell_stuck()
         self._tell_stalled()
 

@@ -179,6 +179,21 @@ class StoredDeadLetter(Struct, frozen=True):
         return int(header(self.message, "rmq-dl-attempts") or 0)
 
     @property
+    def stack(self) -> str:
+        """The end of the traceback, its lines separated by " | "; "" where there was none."""
+        return header(self.message, "rmq-dl-exception-stack") or ""
+
+    @property
+    def failed_at(self) -> float:
+        """When it was given up, epoch seconds by the clock of `host`."""
+        return float(header(self.message, "rmq-dl-failed-at") or 0)
+
+    @property
+    def host(self) -> str:
+        """Where it was given up."""
+        return header(self.message, "rmq-dl-host") or ""
+
+    @property
     def history(self) -> list[Failure]:
         """Its last failed runs, the oldest first."""
         return history_from_json(header(self.message, "rmq-dl-history") or "[]")

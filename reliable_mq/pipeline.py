@@ -23,6 +23,7 @@ An outage of the broker uses up no attempt.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from reliable_mq.policy import RetryPolicy
 
 __all__ = ["Ack", "Halt", "Hold", "Nack", "Pipeline", "Send", "Verdict", "Wait"]
+
+log = logging.getLogger("reliable_mq.pipeline")
 
 OnFailure = Literal["dead_letter", "block"]
 
@@ -195,6 +198,15 @@ class Pipeline:
     def _retry(self, execution: Execution, outcome: Retry) -> Verdict:
         after = outcome.after or 0.0
         delivery = execution.delivery
+        log.info(
+            "message %s, group %s: run %d failed with %s; again in %.1f s",
+            delivery.message.id,
+            self._group,
+            execution.attempt,
+            type(execution.error).__name__,
+            after,
+            exc_info=execution.error if log.isEnabledFor(logging.DEBUG) else None,
+        )
         if self._observers and execution.error is not None:
             self._observers.emit(
                 Retried(delivery.message, self._group, execution.attempt, after, execution.error)
@@ -267,10 +279,21 @@ class Pipeline:
         return RetryCopy(delivery.message.topic, self._group, after)
 
     def _tell_dead_letter(self, execution: Execution) -> None:
-        if not self._observers:
-            return
         message = execution.delivery.message
         reason = execution.reason or "rejected"
+        # The type alone: a text may quote the payload. Text and stack are in the dead letter.
+        log.error(
+            "message %s of %s is a dead letter of group %s: %s, run %d, %s",
+            message.id,
+            message.topic,
+            self._group,
+            reason,
+            execution.attempt,
+            type(execution.error).__name__,
+            exc_info=execution.error if log.isEnabledFor(logging.DEBUG) else None,
+        )
+        if not self._observers:
+            return
         self._observers.emit(DeadLettered(message, self._group, reason, execution.attempt))
         if self._keyed(execution.delivery):
             self._observers.emit(KeyGap(message.topic, self._group, message.key, message.id))

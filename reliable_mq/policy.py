@@ -1,10 +1,11 @@
-"""When to try again, and what is bounded: pure values that decide without doing anything.
+"""When to try again, and what is bounded: values that decide without doing anything.
 
 `RetryPolicy.decide` turns a failed run into an Outcome. It is used on the failure path only.
 """
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any, Final, Union
 
 from msgspec import Struct
@@ -95,7 +96,7 @@ class RetryPolicy:
         error: BaseException,
         *,
         elapsed: float = 0.0,
-        draw: float = 1.0,
+        draw: float | None = None,
     ) -> Retry | Reject:
         """What follows the failed run number `attempt`.
 
@@ -103,7 +104,7 @@ class RetryPolicy:
             attempt: The run that failed, 1 for the first.
             error: What it failed with.
             elapsed: Seconds since the first run failed.
-            draw: A random number from 0 to 1, for the jitter.
+            draw: A number from 0 to 1, for the jitter; None: a random one.
         """
         if isinstance(error, Reject):
             return error
@@ -113,6 +114,8 @@ class RetryPolicy:
             return Reject(FATAL)
         if self._over(state):
             return Reject(RETRIES_EXHAUSTED)
+        if draw is None:
+            draw = random.random()  # noqa: S311 - it spreads retries, it keeps no secret
         after = self._delay(state, draw) if asked is None else asked
         if self.within is not None and elapsed + after > self.within:
             return Reject(RETRIES_EXHAUSTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ def run(*apps: ReliableMQ, drain: float | timedelta = 25.0) -> None:
 
     Raises:
         SystemExit: With 1 when a handler was abandoned, a message not confirmed, or a consumer
-            failed.
+            failed; a line on standard error says so, the log says which.
         ConfigurationError: Off the main thread, where signals cannot be had: use `start`.
     """
     if not apps:
@@ -52,6 +53,8 @@ def run(*apps: ReliableMQ, drain: float | timedelta = 25.0) -> None:
         finally:
             clean = _stop(apps, seconds(drain)) and clean
     if not clean:
+        # Also where nobody configured logging, an exit code of 1 must not come without a word.
+        sys.stderr.write("reliable_mq: work was left undone, or a consumer could not go on\n")
         raise SystemExit(1)
 
 

@@ -7,7 +7,7 @@ while the module is imported; what depends on the broker is checked at start, by
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union
 
 from msgspec import Struct
 
@@ -31,6 +31,10 @@ F = TypeVar("F", bound="Callable[..., Any]")
 OrderBy = Union[Literal["key", "partition", "none"], "Callable[[Message], object]"]
 
 
+#: What `retry` is unless it is given: five attempts.
+DEFAULT_RETRY: Final = RetryPolicy()
+
+
 class ConsumerOptions(Struct, frozen=True, kw_only=True):
     """One `@consumer(...)`, checked as far as it can be without a broker."""
 
@@ -38,7 +42,7 @@ class ConsumerOptions(Struct, frozen=True, kw_only=True):
     group: str
     concurrency: int = 1
     order_by: Any = "key"
-    retry: RetryPolicy = RetryPolicy(5)
+    retry: RetryPolicy = DEFAULT_RETRY
     on_failure: Literal["dead_letter", "block"] = "dead_letter"
     dead_letter_limit: int = 50
     timeout: float | None = None
@@ -68,7 +72,7 @@ class Routes:
         group: str | None = None,
         concurrency: int = 1,
         order_by: OrderBy = "key",
-        retry: RetryPolicy | Literal["default"] | None = "default",
+        retry: RetryPolicy | None = DEFAULT_RETRY,
         on_failure: Literal["dead_letter", "block", "park"] = "dead_letter",
         dead_letter_limit: int = 50,
         timeout: float | timedelta | None = None,
@@ -138,8 +142,6 @@ class Routes:
 def _policy(retry: object) -> RetryPolicy:
     if retry is None:
         return RetryPolicy(1)
-    if retry == "default":
-        return RetryPolicy()
     if not isinstance(retry, RetryPolicy):
         msg = f"retry={retry!r}: a RetryPolicy, or None for one attempt"
         raise ConfigurationError(msg)

@@ -126,6 +126,30 @@ def test_block_halts_the_key_until_an_operator_decides(
     assert [one.how for one in events if isinstance(one, LaneResumed)] == ["skip", "retry"]
 
 
+def test_what_fails_is_logged_without_its_payload(
+    mq: ReliableMQ, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A retry at INFO, a dead letter at ERROR, with the type of the error and never its text."""
+    caplog.set_level("INFO", logger="reliable_mq")
+
+    @mq.consumer("orders", group="g", retry=NOW)
+    def handle(_: bytes) -> None:
+        raise ValueError("card 4111 1111 1111 1111")
+
+    with mq:
+        mq.publish("orders", b"secret-body", id="m1")
+        eventually(lambda: list(mq.dead_letters("orders", "g")))
+        (letter,) = mq.dead_letters("orders", "g")
+
+    eventually(lambda: "is a dead letter" in caplog.text)
+    assert "message m1, group g: run 1 failed with ValueError" in caplog.text
+    assert "4111" not in caplog.text
+    assert "secret-body" not in caplog.text
+    assert "4111" in letter.stack
+    assert letter.host
+    assert letter.failed_at > 0
+
+
 def test_a_dead_letter_of_a_key_tells_of_the_gap(mq: ReliableMQ, events: list[Event]) -> None:
     """By default the key goes on without the message, and an event says so."""
 
