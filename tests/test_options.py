@@ -30,7 +30,7 @@ def handler(_: bytes) -> None:
         ({"timeout": 0}, "above 0"),
         ({"start_from": "yesterday"}, "'earliest', 'latest'"),
         ({"batch": Batch(0)}, "from 1 up"),
-        ({"concurency": 3}, "did you mean concurrency="),
+        ({"concurrancy": 3}, "did you mean concurrency="),
         ({"nonsense": 3}, "no such option"),
     ],
 )
