@@ -36,6 +36,8 @@ class Faults:
         self.statements: list[str] = []
         self.opened: list[sqlite3.Connection] = []
         self.down = False
+        #: Statements to carry out on each connection that is opened.
+        self.options: list[str] = []
         self._rules: list[tuple[str, bool, Callable[[], object]]] = []
 
     def __call__(self, path: str, **options: Any) -> sqlite3.Connection:
@@ -43,6 +45,8 @@ class Faults:
         if self.down:
             raise sqlite3.OperationalError("unable to open database file")
         connection = sqlite3.connect(path, factory=_connection(self), **options)
+        for option in self.options:
+            sqlite3.Connection.execute(connection, option)
         self.opened.append(connection)
         return connection
 

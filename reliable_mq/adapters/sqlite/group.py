@@ -5,7 +5,8 @@ both in the order of their positions. New messages of a key that another member 
 to wait, so that each row of the log is looked at once in each group. The cost of a fetch follows
 from its limit, whatever lies in the file.
 
-The caller is in a transaction, but for `look`.
+Indexes are named: without statistics SQLite takes the one that gives the order, and walks over all
+that is blocked. The caller is in a transaction, but for `look`.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ DUE_AT_ONCE: Final = 1_000
 WAITING: Final = f"""
     WITH RECURSIVE walk (position, key) AS (
         SELECT position, key FROM (
-            SELECT position, key FROM mq_state
+            SELECT position, key FROM mq_state INDEXED BY mq_ready
             WHERE grp = :grp AND ready = 0 ORDER BY position LIMIT :limit)
         UNION ALL
         SELECT position, key FROM (
-            SELECT position, key FROM mq_state
+            SELECT position, key FROM mq_state INDEXED BY mq_ready
             WHERE grp = :grp AND ready = :member ORDER BY position LIMIT :limit)
         UNION ALL
         SELECT n.position, walk.key FROM walk CROSS JOIN mq_state AS n
         ON n.grp = :grp AND n.position = (
-            SELECT w.position FROM mq_state AS w
+            SELECT w.position FROM mq_state AS w INDEXED BY mq_waiting
             WHERE w.grp = :grp AND w.key = walk.key AND w.owner IS NULL AND w.due IS NULL
                 AND w.position > walk.position
             ORDER BY w.position LIMIT 1)
@@ -74,11 +75,13 @@ ENTER: Final = """
     FROM json_each(:positions) AS j CROSS JOIN mq_message AS m ON m.position = j.value"""
 LOOK: Final = """
     SELECT
-        EXISTS (SELECT 1 FROM mq_state WHERE grp = :grp AND ready = 0)
-        OR EXISTS (SELECT 1 FROM mq_state WHERE grp = :grp AND ready = :member)
-        OR EXISTS (SELECT 1 FROM mq_message WHERE topic = g.topic AND only_group IS NULL
-            AND position >= g.cursor),
-        (SELECT min(due) FROM mq_state WHERE grp = :grp AND due IS NOT NULL),
+        EXISTS (SELECT 1 FROM mq_state INDEXED BY mq_ready WHERE grp = :grp AND ready = 0)
+        OR EXISTS (
+            SELECT 1 FROM mq_state INDEXED BY mq_ready WHERE grp = :grp AND ready = :member)
+        OR EXISTS (
+            SELECT 1 FROM mq_message INDEXED BY mq_log
+            WHERE topic = g.topic AND only_group IS NULL AND position >= g.cursor),
+        (SELECT min(due) FROM mq_state INDEXED BY mq_delayed WHERE grp = :grp AND due IS NOT NULL),
         g.active IS NULL OR g.active = :member
     FROM mq_group AS g WHERE g.id = :grp"""
 
@@ -167,7 +170,9 @@ class Group:
         return active is None or active == member
 
     def _let_become_due(self, now: float) -> None:
-        sql = "SELECT position FROM mq_state WHERE grp = ? AND due <= ? ORDER BY due LIMIT ?"
+        sql = """
+            SELECT position FROM mq_state INDEXED BY mq_delayed
+            WHERE grp = ? AND due <= ? ORDER BY due LIMIT ?"""
         due = self._connection.rows(sql, (self.grp, now, DUE_AT_ONCE))
         if not due:
             return

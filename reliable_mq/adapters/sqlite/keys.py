@@ -29,7 +29,7 @@ KEYS: Final = f"SELECT DISTINCT key FROM mq_state WHERE {LISTED} AND key IS NOT 
 FIRST: Final = f"""
     grp = :grp AND position IN (
         SELECT (
-            SELECT w.position FROM mq_state AS w
+            SELECT w.position FROM mq_state AS w INDEXED BY mq_waiting
             WHERE w.grp = :grp AND w.key = k.key AND w.owner IS NULL AND w.due IS NULL
             ORDER BY w.position LIMIT 1
         ) FROM ({KEYS}) AS k
@@ -43,7 +43,8 @@ CLAIM: Final = f"""
     INSERT OR IGNORE INTO mq_key_lease (grp, key, owner)
     SELECT :grp, key, :member FROM ({KEYS}) AS k"""  # noqa: S608 - constants
 OPEN_TO_ALL: Final = f"""
-    UPDATE mq_state SET ready = 0 WHERE grp = :grp AND ready = :member AND key IN ({KEYS})"""  # noqa: S608 - constants
+    UPDATE mq_state INDEXED BY mq_ready SET ready = 0
+    WHERE grp = :grp AND ready = :member AND key IN ({KEYS})"""  # noqa: S608 - constants
 FREE: Final = f"""
     DELETE FROM mq_key_lease WHERE grp = :grp AND owner = :member AND key IN ({KEYS})"""  # noqa: S608 - constants
 

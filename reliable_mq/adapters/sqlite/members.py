@@ -81,13 +81,14 @@ def bury(connection: Connection, boot: str, now: float) -> None:
 def leave(connection: Connection, member: int, *, counted: bool) -> None:
     """Give back all it has in hand and forget it. `counted`: as redelivered."""
     in_hand = """
-        SELECT grp, json_group_array(position) FROM mq_state
+        SELECT grp, json_group_array(position) FROM mq_state INDEXED BY mq_in_hand
         WHERE owner = ? AND key IS NOT NULL GROUP BY grp"""
     keyed = connection.rows(in_hand, (member,))
     for grp, positions in keyed:
         keys.hide(connection, grp, positions)
     give_back = """
-        UPDATE mq_state SET owner = NULL, redelivered = redelivered + :counted,
+        UPDATE mq_state INDEXED BY mq_in_hand
+        SET owner = NULL, redelivered = redelivered + :counted,
             ready = CASE WHEN key IS NULL THEN 0 END
         WHERE owner = :member"""
     connection.execute(give_back, {"member": member, "counted": int(counted)})

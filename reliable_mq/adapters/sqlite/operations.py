@@ -80,7 +80,9 @@ def lag(connection: Connection, topic: str, group: str) -> int:
 
 def damaged(connection: Connection, topic: str, group: str) -> list[int]:
     """Positions in `mq_message` of what was set aside because it is damaged."""
-    sql = "SELECT position FROM mq_state WHERE owner = ? AND grp = ? ORDER BY position"
+    sql = """
+        SELECT position FROM mq_state INDEXED BY mq_in_hand
+        WHERE owner = ? AND grp = ? ORDER BY position"""
     grp = _group(connection, topic, group)
     return [position for (position,) in connection.rows(sql, (SET_ASIDE, grp))]
 

@@ -102,7 +102,9 @@ class Session:
         self._held: set[Held] = set()
         self._acks: dict[Held, None] = {}
         self._nacks: dict[Held, Again] = {}
+        #: What may be deleted, and how many messages were finished since that was looked for.
         self._garbage: list[int] = []
+        self._finished = 0
         #: Whether the last COMMIT had no answer, and the new members that such ones may have made.
         self._in_doubt = False
         self._perhaps: list[int] = []
@@ -167,6 +169,10 @@ class Session:
         self._find_garbage(self._broker.clock.monotonic(), self._broker.clock.now())
         return self._commit(lambda: self._next_turn(limit), PATIENCE)
 
+    def reconnect(self) -> None:
+        """After a failure: the next turn asks first whether we are still a member."""
+        self._renew_at = 0.0
+
     def leave(self) -> None:
         """Flush, give everything back, and close the file. Never raises."""
         self._notice_silence()
@@ -197,7 +203,13 @@ class Session:
 
     def _next_turn(self, limit: int) -> Turn:
         steady, now = self._broker.clock.monotonic(), self._broker.clock.now()
-        turn = self._end_or_flush(steady)
+        alive = self._is_alive(steady)
+        if alive and not self._in_doubt:
+            turn = self._flush(steady)
+        else:
+            settled, lost = self._end(alive=alive)
+            turn = self._as_new_member()
+            turn.settled, turn.lost = settled, lost
         if steady >= self._renew_at:
             members.renew(self._connection, turn.member, steady)
             turn.renewed = True
@@ -213,26 +225,28 @@ class Session:
         return turn
 
     def _last_turn(self) -> Turn:
-        turn = self._end_or_flush(self._broker.clock.monotonic())
-        members.leave(self._connection, turn.member, counted=False)
-        return turn
-
-    def _end_or_flush(self, steady: float) -> Turn:
-        """Bring our endings into the file, if they still count."""
-        boot = self._broker.boot_id
-        alive = not self._lapsed and members.is_alive(self._connection, self._member, boot, steady)
+        steady = self._broker.clock.monotonic()
+        alive = self._is_alive(steady)
         if alive and not self._in_doubt:
-            return self._flush(steady)
+            turn = self._flush(steady)
+            members.leave(self._connection, self._member, counted=False)
+            return turn
+        settled, lost = self._end(alive=alive)
+        return Turn(steady, self._member, self._file, self._places, settled, lost, [])
+
+    def _is_alive(self, steady: float) -> bool:
+        boot = self._broker.boot_id
+        return not self._lapsed and members.is_alive(self._connection, self._member, boot, steady)
+
+    def _end(self, *, alive: bool) -> tuple[list[Held], list[Held]]:
+        """Give up what is in hand; returns the leases that turn out to be settled, and the lost."""
         settled: list[Held] = []
         if self._in_doubt and self._file == self._file_id():
             settled = [lease for lease in self._acks if self._is_finished(lease)]
         members.leave(self._connection, self._member, counted=not alive)
         for member in self._perhaps:
             members.leave(self._connection, member, counted=False)
-        turn = self._as_new_member()
-        turn.settled = settled
-        turn.lost = [lease for lease in self._held if lease not in settled]
-        return turn
+        return settled, [lease for lease in self._held if lease not in settled]
 
     def _flush(self, steady: float) -> Turn:
         acked: dict[Place, list[Held]] = {}
@@ -314,6 +328,7 @@ class Session:
             self._let_go(lease)
         if self._acks or self._nacks or turn.lost:
             self._broker.bell.ring()  # others may get what this member gave up
+        self._finished += len(turn.settled)
         self._acks, self._nacks, self._garbage = {}, {}, []
         self._member, self._file, self._places = turn.member, turn.file, turn.places
         self._in_doubt = self._lapsed = False
@@ -363,9 +378,10 @@ class Session:
         return steady
 
     def _find_garbage(self, steady: float, now: float) -> None:
-        rows = min(2 * len(self._acks), PURGE_MOST)
+        rows = min(2 * self._finished, PURGE_MOST)
         if steady >= self._purge_at:
             self._purge_at = steady + PURGE_EVERY
             rows = max(rows, PURGE_ROWS)
         if rows and not self._garbage:
+            self._finished = max(0, self._finished - rows // 2)
             self._garbage = self._retention.find(now, rows)

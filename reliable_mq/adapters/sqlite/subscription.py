@@ -112,6 +112,9 @@ class SqliteSubscription:
                 return NOTHING
             text = f"{error}; it has been so for {now - self._locked_since:.0f} s"
             raise ConnectionFailed(text) from error
+        except TransportError:
+            self._session.reconnect()
+            raise
         self._locked_since = None
         return polled
 
