@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import threading
 import time
-import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -115,6 +115,7 @@ class ReliableMQ(Routes, Publishing):
         self._observers = Observers()
         self._environment = Environment()
         self._lock = threading.RLock()
+        self._stopping = threading.RLock()
         self._runtime: Runtime | None = None
         self._producer = self._make_producer()
 
@@ -181,29 +182,35 @@ class ReliableMQ(Routes, Publishing):
 
         Idempotent. It touches no signal handler.
         """
-        with self._lock:
-            runtime, self._runtime = self._runtime, None
-        if runtime is None:
-            return Stopped()
+        with self._stopping:
+            runtime = self._runtime
+            if runtime is None:
+                return Stopped()
+            stopped = self._stop(runtime, seconds(timeout))
+        if stopped:
+            log.error(
+                "stopped with %d messages unconfirmed %s and %d handlers abandoned %s",
+                len(stopped.unconfirmed),
+                [one.id for one in stopped.unconfirmed[:10]],
+                len(stopped.abandoned),
+                [one.id for one in stopped.abandoned[:10]],
+            )
+        return stopped
+
+    def _stop(self, runtime: Runtime, timeout: float) -> Stopped:
         clock = self._environment.clock
-        deadline = clock.monotonic() + seconds(timeout)
-        abandoned = runtime.stop(seconds(timeout))
+        deadline = clock.monotonic() + timeout
+        abandoned = runtime.stop(timeout)
         left = max(1.0, deadline - clock.monotonic())
         unconfirmed = self._producer.close(runtime.publisher, left)
+        # Only now: handlers that publish while they drain still find the connection.
+        self._runtime = None
+        _connected_apps.discard(self)
         try:
             runtime.transport.close()
         except ReliableMQError:
             log.warning("closing the transport failed", exc_info=True)
-        stopped = Stopped(tuple(unconfirmed), tuple(abandoned))
-        if stopped:
-            log.error(
-                "stopped with %d messages unconfirmed %s and %d handlers abandoned %s",
-                len(unconfirmed),
-                [one.id for one in unconfirmed[:10]],
-                len(abandoned),
-                [one.id for one in abandoned[:10]],
-            )
-        return stopped
+        return Stopped(tuple(unconfirmed), tuple(abandoned))
 
     def __enter__(self) -> Self:
         self.start()
@@ -320,7 +327,7 @@ class ReliableMQ(Routes, Publishing):
             mode = self._topology or "create"
             timeout = self._publish_timeout or DEFAULT_PUBLISH_TIMEOUT
         self._producer.publish_timeout = timeout
-        _stop_at_exit(self)
+        _connected_apps.add(self)
         topology: Topology = topology_of(self._topics, self.declared, mode)
         return Runtime(
             transport,
@@ -352,13 +359,17 @@ class ReliableMQ(Routes, Publishing):
                 raise
 
 
-def _stop_at_exit(app: ReliableMQ) -> None:
+#: Apps that nobody has stopped. Held, so that one which is dropped still confirms what it sent.
+_connected_apps: set[ReliableMQ] = set()
+
+
+@atexit.register
+def _stop_forgotten() -> None:
     """Nobody may forget `stop`: at the end of the process what is on its way gets its chance."""
-    reference = weakref.ref(app)
+    for app in list(_connected_apps):
+        app.stop(timeout=AT_EXIT)
 
-    def stop() -> None:
-        forgotten = reference()
-        if forgotten is not None:
-            forgotten.stop(timeout=AT_EXIT)
 
-    atexit.register(stop)
+if hasattr(os, "register_at_fork"):  # pragma: no branch - all but Windows
+    # The child of a fork has neither the threads nor the connections: there is nothing to stop.
+    os.register_at_fork(after_in_child=_connected_apps.clear)
