@@ -249,7 +249,7 @@ class Runtime:
             observers=self._observers,
             pause=environment.pause,
         )
-        if handler.is_async and loop is None:
+        if handler.is_async and loop is None and environment.threads:
             loop = self._own_loop()
         turn = turn_of(
             consumer.left_alone,

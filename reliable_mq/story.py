@@ -135,7 +135,7 @@ def stack_of(error: BaseException, limit: int) -> str:
 def printable(text: str) -> str:
     """The same text with every control and unencodable character replaced."""
     text = text.encode("utf-8", "replace").decode()
-    return "".join(c if c.isprintable() else " " for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def history_to_json(failures: Iterable[Failure]) -> str:

@@ -100,7 +100,8 @@ class MemoryBroker:
         self._changed = threading.Condition(self.lock)
         self._asleep = False
         self._virtual = not isinstance(clock, SystemClock)
-        self._pending: set[MemoryPublisher] = set()
+        #: A set that keeps its order, so that a run in virtual time can be repeated.
+        self._pending: dict[MemoryPublisher, None] = {}
         self._pumping = False
 
     # -- what there is -------------------------------------------------------------------------
@@ -298,7 +299,7 @@ class MemoryBroker:
 
         In virtual time nothing happens by itself: there, polls and `tick` see to it.
         """
-        self._pending.add(publisher)
+        self._pending[publisher] = None
         if not self._pumping and not self._virtual:
             self._pumping = True
             threading.Thread(
@@ -309,7 +310,7 @@ class MemoryBroker:
         """Send what may go out now and end what is over its deadline."""
         with self.lock:
             endings = [ending for one in self._pending for ending in one.advance()]
-            self._pending = {one for one in self._pending if one.pending}
+            self._pending = {one: None for one in self._pending if one.pending}
             self.notify()
         for confirmation, outcome in endings:
             confirmation.settle(outcome)
