@@ -107,7 +107,9 @@ class ReliableMQ(Routes, Publishing):
         self.name = name
         self._url = url
         self._topology = topology
-        self._publish_timeout = None if publish_timeout is None else seconds(publish_timeout)
+        self._publish_timeout = (
+            None if publish_timeout is None else seconds("publish_timeout", publish_timeout)
+        )
         self._limits = limits or Limits()
         self._topics: dict[str, TopicSpec] = {}
         self._around: list[Any] = []
@@ -186,7 +188,7 @@ class ReliableMQ(Routes, Publishing):
             runtime = self._runtime
             if runtime is None:
                 return Stopped()
-            stopped = self._stop(runtime, seconds(timeout))
+            stopped = self._stop(runtime, seconds("timeout", timeout))
         if stopped:
             log.error(
                 "stopped with %d messages unconfirmed %s and %d handlers abandoned %s",

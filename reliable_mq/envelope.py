@@ -30,6 +30,7 @@ from reliable_mq.errors import (
 )
 from reliable_mq.ids import IdSource, derived_id
 from reliable_mq.message import CONTENT_TYPE, PREFIX, Header, Message
+from reliable_mq.outcome import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ HEADER_BYTES = 8 * 1024
 OUR_BYTES = 16 * 1024
 #: The most a header may say; more is cut to this.
 MOST_ATTEMPTS = 10_000
-LONGEST_DELAY = 30 * 24 * 3600.0
+LONGEST_DELAY = LONGEST
 
 #: The headers of most messages, made once.
 _BINARY: Final[tuple[Header, ...]] = ((CONTENT_TYPE, OCTETS),)

@@ -7,16 +7,27 @@ same. Whatever else it raises is turned into one of the three by the consumer's 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
-from reliable_mq.errors import ReliableMQError
+from reliable_mq.errors import ConfigurationError, ReliableMQError
 
 __all__ = ["DONE", "Done", "Outcome", "Reject", "Retry", "seconds"]
 
 
-def seconds(duration: float | timedelta) -> float:
-    """A duration as float seconds."""
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+#: The longest duration that is taken, in seconds: 30 days.
+LONGEST = 30 * 24 * 3600.0
+
+
+def seconds(name: str, duration: float | timedelta) -> float:
+    """A duration as float seconds; `name` is what the caller knows it by.
+
+    Raises: ConfigurationError unless it is a number from 0 to 30 days, or such a timedelta.
+    """
+    length: Any = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if isinstance(length, (int, float)) and not isinstance(length, bool) and 0 <= length <= LONGEST:
+        return float(length)
+    msg = f"{name}={duration!r:.40} is no duration: seconds, or a timedelta, from 0 to 30 days"
+    raise ConfigurationError(msg)
 
 
 class Done:
@@ -35,12 +46,14 @@ class Retry(ReliableMQError):
     """Run the handler again, `after` seconds from now (None: as the RetryPolicy says).
 
     It counts as an attempt; when the attempts are used up the message becomes a dead letter.
+
+    Raises: ConfigurationError for an `after` that is no duration.
     """
 
     def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.after = None if after is None else max(0.0, seconds(after))
+        self.after = None if after is None else seconds("Retry(after)", after)
 
 
 class Reject(ReliableMQError):

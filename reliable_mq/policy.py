@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Union
 from msgspec import Struct
 
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.outcome import Reject, Retry, seconds
+from reliable_mq.outcome import LONGEST, Reject, Retry, seconds
 from reliable_mq.story import text_of
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ class RetryPolicy:
             )
             raise ConfigurationError(msg)
         self.attempts = attempts
-        self.backoff = _duration("backoff", backoff)
-        self.max_backoff = _duration("max_backoff", max_backoff)
+        self.backoff = seconds("backoff", backoff)
+        self.max_backoff = seconds("max_backoff", max_backoff)
         self.jitter = jitter
-        self.within = None if within is None else _duration("within", within)
+        self.within = None if within is None else seconds("within", within)
         self.retry_on = retry_on
         self.reject_on = reject_on
         self._wait = wait
@@ -136,7 +136,7 @@ class RetryPolicy:
 
     def _delay(self, state: _State, draw: float) -> float:
         if self._wait is not None:
-            return max(0.0, float(self._wait(state)))
+            return min(LONGEST, max(0.0, float(self._wait(state))))
         # 2.0 ** 1024 overflows: beyond 64 doublings any backoff is over any limit anyway.
         full = min(self.max_backoff, self.backoff * 2.0 ** min(state.attempt_number - 1, 64))
         return full * draw if self.jitter else full
@@ -171,14 +171,6 @@ def _matches(matcher: Matcher, error: BaseException) -> bool:
     if isinstance(matcher, (tuple, type)):
         return isinstance(error, matcher)
     return bool(matcher(error))
-
-
-def _duration(name: str, value: float | timedelta) -> float:
-    length = seconds(value)
-    if not 0.0 <= length < float("inf"):
-        msg = f"{name}={value!r} is no duration: seconds as a number, or a timedelta, from 0 up"
-        raise ConfigurationError(msg)
-    return length
 
 
 class Limits(Struct, frozen=True, kw_only=True):

@@ -44,6 +44,7 @@ def run(*apps: ReliableMQ, drain: float | timedelta = 25.0) -> None:
     if threading.current_thread() is not threading.main_thread():
         msg = "run() handles signals and needs the main thread; on another use app.start()"
         raise ConfigurationError(msg)
+    budget = seconds("drain", drain)
     with _signals() as over:
         clean = False
         try:
@@ -51,7 +52,7 @@ def run(*apps: ReliableMQ, drain: float | timedelta = 25.0) -> None:
                 app.start()
             clean = _watch(apps, over)
         finally:
-            clean = _stop(apps, seconds(drain)) and clean
+            clean = _stop(apps, budget) and clean
     if not clean:
         # Also where nobody configured logging, an exit code of 1 must not come without a word.
         sys.stderr.write("reliable_mq: work was left undone, or a consumer could not go on\n")

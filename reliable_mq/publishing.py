@@ -126,4 +126,4 @@ class Publishing:
 
 
 def _seconds(duration: float | timedelta | None) -> float | None:
-    return None if duration is None else seconds(duration)
+    return None if duration is None else seconds("timeout", duration)

@@ -195,8 +195,8 @@ def _on_failure(on_failure: str) -> Any:
 def _timeout(timeout: float | timedelta | None) -> float | None:
     if timeout is None:
         return None
-    length = seconds(timeout)
-    if not 0 < length < float("inf"):
+    length = seconds("timeout", timeout)
+    if not length:
         msg = f"timeout={timeout!r}: seconds above 0, or None"
         raise ConfigurationError(msg)
     return length
@@ -213,10 +213,9 @@ def _start_from(start: object) -> Any:
 
 
 def _batch(batch: Batch | None) -> Batch | None:
-    if batch is not None and (batch.size < 1 or batch.wait < 0):
-        msg = f"batch={batch!r}: size from 1 up, wait in seconds from 0 up"
-        raise ConfigurationError(msg)
-    return batch
+    if batch is None:
+        return None
+    return Batch(_at_least(1, "batch.size", batch.size), seconds("batch.wait", batch.wait))
 
 
 def _contradictions(options: ConsumerOptions) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reliable_mq import Batch, ConfigurationError, ReliableMQ, RetryPolicy, Routes
+from reliable_mq import Batch, ConfigurationError, ReliableMQ, Retry, RetryPolicy, Routes
 from reliable_mq.clock import SYSTEM_CLOCK
 from reliable_mq.refusals import NOT_BUILT
 from reliable_mq.settings import open_transport, read_settings, shown
@@ -198,3 +198,24 @@ def test_the_options_of_a_url_reach_the_broker() -> None:
     memory = open_transport("memory://?lease_timeout=2.5&max_body=100", clock=SYSTEM_CLOCK)
 
     assert (memory.capabilities.lease_timeout, memory.capabilities.max_body) == (2.5, 100)
+
+
+@pytest.mark.parametrize("duration", [float("nan"), float("inf"), -1, "5", True, 1e12])
+def test_what_is_no_duration_is_refused_wherever_one_is_taken(duration: Any) -> None:
+    """None of them hangs or sleeps for ever: the text names the option."""
+    mq = ReliableMQ("memory://")
+    mq.topic("orders")
+    with pytest.raises(ConfigurationError, match="timeout"):
+        mq.publish("orders", b"x", timeout=duration)
+    with pytest.raises(ConfigurationError, match="timeout"):
+        mq.submit("orders", b"x", timeout=duration)
+    with mq, pytest.raises(ConfigurationError, match="timeout"):
+        mq.stop(duration)
+    with pytest.raises(ConfigurationError, match="publish_timeout"):
+        ReliableMQ("memory://", publish_timeout=duration)
+    with pytest.raises(ConfigurationError, match="timeout"):
+        Routes().consumer("orders", group="g", timeout=duration)
+    with pytest.raises(ConfigurationError, match="after"):
+        Retry(after=duration)
+    with pytest.raises(ConfigurationError, match="wait"):
+        Routes().consumer("orders", group="g", batch=Batch(1, wait=duration))
