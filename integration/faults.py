@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import pytest
 
 from reliable_mq.adapters.sqlite import SqliteTransport
-from reliable_mq.testing.history import Entry, Verdict, check, read_history
+from reliable_mq.testing.history import Entry, History, Verdict, check, read_history
 
 T = TypeVar("T")
 
@@ -178,6 +178,12 @@ class Run:
         self.folder = folder
         self.path = folder / "broker.db"
         self.children: list[Child] = []
+        self._own: list[Path] = []
+
+    def own_history(self, name: str) -> History:
+        """A history of what the test itself does."""
+        self._own.append(self.folder / f"{name}.jsonl")
+        return History(self._own[-1])
 
     def spawn(self, program: str, *, wrap: Iterable[str] = (), **plan: Any) -> Child:
         """Start a child program; `wrap`: a command to run it under."""
@@ -206,6 +212,7 @@ class Run:
     def verdict(self, *, drained: bool = True, of: Iterable[Child] = (), **options: Any) -> Verdict:
         """What the histories of all children, or of these, say."""
         histories = [child.entries() for child in of or self.children]
+        histories += [read_history(path) for path in self._own if not of]
         return check(histories, drained=drained, **options)
 
     def sweep(self, *steps: tuple[str, dict[str, Any]], **options: Any) -> list[Killed]:

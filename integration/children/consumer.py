@@ -7,6 +7,7 @@ import ctypes
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from integration.children.kit import Plan, World, start, tell
@@ -49,7 +50,7 @@ def main(plan: ConsumerPlan) -> int:
         return 0
     world.mq.start()
     drained = wait_until_drained(world, plan)
-    undone = world.mq.stop()
+    undone = world.mq.stop(plan.drain)
     write_dead_letters(world)
     return 0 if drained and not undone else 3
 
@@ -149,7 +150,8 @@ def write_dead_letters(world: World) -> None:
 
 def _report(world: World, plan: ConsumerPlan) -> None:
     while True:
-        tell(plan.state, world.mq.health())
+        with suppress(OSError):  # as where it may open no more files
+            tell(plan.state, world.mq.health())
         time.sleep(0.02)
 
 

@@ -6,6 +6,7 @@ that passes with all safeties and fails without this one has seen what it is for
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import logging
 import os
@@ -36,6 +37,7 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     kill_at: die at this boundary; 0: live. stop_at: text of a statement behind which this process
         stops itself, once. boot: which boot of the machine it takes this for; the leases of another
         one are over. fast_since: the time from which on the broker's wall clock is too fast.
+        limits: as `resource` names them. room: bytes of memory that it may take beyond what it has.
     """
 
     path: str
@@ -50,6 +52,7 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     fast_since: float = 0.0
     boot: str | None = None
     credit: int | None = None
+    room: int = 0
     limits: dict[str, int] = msgspec.field(default_factory=dict)
     too_long: float = TOO_LONG
 
@@ -115,9 +118,15 @@ class World:
         self.plan = plan
         self.boundaries = Boundaries(plan)
         self.history = History(plan.history)
+        # A thread that ends loads it, and glibc aborts where it cannot.
+        ctypes.CDLL("libgcc_s.so.1")
         for name, value in plan.limits.items():
             _, hard = resource.getrlimit(getattr(resource, name))
             resource.setrlimit(getattr(resource, name), (value, hard))
+        if plan.room:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + plan.room
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
         self.transport = without(
             plan.remove,
             plan.path,

@@ -1,0 +1,34 @@
+"""Every call has a deadline of its own, `stop` while another `stop` goes on, too."""
+
+import threading
+
+import pytest
+
+from reliable_mq import ReliableMQ
+
+
+@pytest.mark.xfail(reason="F03: it waits for the lock of the first one, whatever its timeout says")
+def test_a_second_stop_ends_when_its_own_time_is_over():
+    """After a second Ctrl-C the end of the process stops what is still being stopped for 25 s."""
+    mq = ReliableMQ("memory://")
+    runs, may_end = threading.Event(), threading.Event()
+
+    @mq.consumer("orders", group="billing")
+    def handle(order: dict) -> None:
+        runs.set()
+        may_end.wait(10.0)
+
+    mq.start()
+    mq.publish("orders", {"id": 1})
+    assert runs.wait(10.0)
+    patient = threading.Thread(target=mq.stop, args=(20.0,))
+    hasty = threading.Thread(target=mq.stop, args=(0.05,))
+    patient.start()
+    hasty.start()
+    hasty.join(0.5)
+    still_waits = hasty.is_alive()
+    may_end.set()
+    patient.join()
+    hasty.join()
+
+    assert not still_waits

@@ -1,0 +1,35 @@
+"""A suspect that kills its process must not keep those waiting that were in hand with it."""
+
+import pytest
+
+from reliable_mq.message import Delivery, Lease, Message
+from reliable_mq.ordering.lanes import Lanes
+
+KILLER = "m3"
+
+
+@pytest.mark.xfail(
+    reason="F22: suspects run in the order of their positions, in each life the killer first"
+)
+def test_innocents_get_their_turn_although_the_killer_came_first():
+    """All that was in hand came again as often; each life runs until the killer has its turn."""
+    left = [f"m{number}" for number in range(20)]
+    for life in range(2, 40):
+        ran = one_life(left, life)
+        left = [name for name in left if name not in ran or name == KILLER]
+
+    assert left == [KILLER]
+
+
+def one_life(names, redelivered):
+    """What ran before the killer killed the process."""
+    ran = []
+    lanes = Lanes(lambda lane: ran.append(lane.queue[0].message.id))
+    for name in names:
+        delivery = Delivery(Message(name, "orders"), Lease(), redelivered=redelivered)
+        lanes.add(delivery.lease, delivery)
+    while lanes.run_suspect() is not None and ran[-1] != KILLER:
+        lane = next(one for one in lanes if one.queue and one.queue[0].message.id == ran[-1])
+        lane.queue.popleft()
+        lanes.handed_back(lane, 0)
+    return ran
