@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from integration.faults import LONG, promises
+from integration.faults import LONG, promises, until
 from reliable_mq.testing.history import Numbered
 
 #: What some of the messages tell their handler to do.
@@ -80,14 +80,17 @@ def test_without_a_safety_the_checker_sees_it(loaded, removed, broken):
 
 def under_load(run, kills, **plan):
     """Two members of a group while messages come; one of them is killed now and then."""
-    plan = {"until": "signal", "lease_timeout": 1.0, "work": 0.005, **plan}
-    members = [run.spawn("consumer", **plan) for _ in range(2)]
+    plan = {"until": "signal", "lease_timeout": 1.0, "work": 0.01, **plan}
     keys = [f"k{number}" for number in range(10)]
-    producer = run.spawn("producer", keys=keys, count=40, how="submit", orders={"k3/7": "reject"})
+    producer = run.spawn(
+        "producer", keys=keys, count=30 * kills, how="submit", orders={"k3/7": "reject"}
+    )
+    members = [run.spawn("consumer", **plan) for _ in range(2)]
     for number in range(kills):
-        members[0].comes_to(20 + 10 * number, "effect")
-        members[0].kill()
-        members = [members[1], run.spawn("consumer", **plan)]
+        effects = 50 + 200 * number
+        until(lambda effects=effects: run.verdict().effects >= effects, f"{effects} effects")
+        members.pop(0).kill()
+        members.append(run.spawn("consumer", **plan))
     assert producer.ends() == 0
     for member in members:
         member.kill()
@@ -99,14 +102,17 @@ def under_load(run, kills, **plan):
 
 def test_members_are_killed_under_load(run):
     """Whoever takes a dead member's keys over goes on in order."""
-    verdict = under_load(run, 12 if LONG else 3)
+    kills = 12 if LONG else 3
+
+    verdict = under_load(run, kills)
 
     assert verdict.broken == ()
-    assert verdict.effects == 399
-    # What a member had in hand: 256 at most by its credit; far fewer were running.
-    assert len(verdict.duplicate_effects) < 100
+    assert verdict.effects == 300 * kills - 1
+    # Each of four threads may have done up to 16 of a key that were not acked yet, and acks wait
+    # for the next poll; at the end both members die.
+    assert sum(verdict.duplicate_effects.values()) <= (kills + 2) * 2 * 4 * 16
 
 
 def test_members_that_ack_first_lose_messages_under_load(run):
     """Control: acks before the handler."""
-    assert "lost" in promises([under_load(run, 3, remove="ack-first")])
+    assert "lost" in promises([under_load(run, 1, remove="ack-first")])

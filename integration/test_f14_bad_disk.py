@@ -11,7 +11,7 @@ from integration.faults import LONG, is_whole, need, promises, strace, until
 FAILURES = [
     "fdatasync:error=EIO:when=4..6",
     "fdatasync:error=EIO:when=3+",
-    "pwrite64:error=ENOSPC:when=30..60",
+    "pwrite64:error=ENOSPC:when=30..36",
     "pwrite64:error=ENOSPC:when=40+",
     "pwrite64:error=EIO:when=40+",
 ]
