@@ -63,7 +63,6 @@ def test_a_handler_that_never_ends_is_abandoned_and_told(run, handler):
     assert hung not in verdict.duplicate_effects
 
 
-@pytest.mark.xfail(reason="the first stop holds up the one at exit: tests/test_stop_twice.py")
 def test_a_second_signal_ends_the_wait(run):
     """Whoever presses Ctrl-C twice means it; the leases run out by themselves."""
     run.publish(keys=["a"], count=3, orders={"a/1": "hang"})

@@ -182,13 +182,21 @@ class ReliableMQ(Routes, Publishing):
     def stop(self, timeout: float | timedelta = 25.0) -> Stopped:
         """Drain within `timeout` seconds, then close; what runs then is abandoned and comes again.
 
-        Idempotent. It touches no signal handler.
+        Idempotent; while another stop goes on it waits for that, `timeout` seconds at most. It
+        touches no signal handler.
         """
-        with self._stopping:
+        budget = seconds("timeout", timeout)
+        _connected_apps.discard(self)
+        if not self._stopping.acquire(timeout=budget):
+            log.warning("another stop of this app goes on; this one has waited for %.1f s", budget)
+            return Stopped()
+        try:
             runtime = self._runtime
             if runtime is None:
                 return Stopped()
-            stopped = self._stop(runtime, seconds("timeout", timeout))
+            stopped = self._stop(runtime, budget)
+        finally:
+            self._stopping.release()
         if stopped:
             log.error(
                 "stopped with %d messages unconfirmed %s and %d handlers abandoned %s",
@@ -207,7 +215,6 @@ class ReliableMQ(Routes, Publishing):
         unconfirmed = self._producer.close(runtime.publisher, left)
         # Only now: handlers that publish while they drain still find the connection.
         self._runtime = None
-        _connected_apps.discard(self)
         try:
             runtime.transport.close()
         except ReliableMQError:

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from reliable_mq.errors import ConnectionFailed, ReliableMQError
 from reliable_mq.events import LeasesLost, Overdue, StalledByKey, Suspected
-from reliable_mq.execution import Execution
+from reliable_mq.execution import not_run
 from reliable_mq.ordering.lanes import HALTED, Lane, Lanes
 from reliable_mq.settle import InHand, Sent, Settler
 from reliable_mq.turns import Report
@@ -109,6 +109,7 @@ class Consumer:
         publisher: Callable[[], Publisher],
         publish_timeout: float,
         clock: Clock,
+        draw: Callable[[], float],
         observers: Observers,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
@@ -129,7 +130,7 @@ class Consumer:
         self._subscription: Subscription | None = None
         self._news = threading.Event()
         self._in_hand = InHand(credit, credit_bytes)
-        self._lanes = Lanes(self._hand_out)
+        self._lanes = Lanes(self._hand_out, draw)
         self._settler = Settler(
             pipeline,
             self._lanes,
@@ -321,7 +322,7 @@ class Consumer:
                 key = lane_of(delivery)
             except Exception as error:  # noqa: BLE001 - order_by is the user's: it is a failed run
                 lane = self._lanes.stand(delivery.lease)
-                self._settler.settle(lane, Execution(delivery, delivery.attempt, error=error))
+                self._settler.settle(lane, not_run(delivery, error))
             else:
                 add(key, delivery)
 

@@ -8,6 +8,7 @@ CancelledError, SystemExit, KeyboardInterrupt or GeneratorExit too, is a failed 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from reliable_mq.context import Context, enter_message
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from reliable_mq.message import Delivery, Message
     from reliable_mq.outcome import Outcome
 
-__all__ = ["Execution", "Runner"]
+__all__ = ["Execution", "Runner", "not_run"]
 
 
 class Execution:
@@ -36,6 +37,7 @@ class Execution:
     letter, shed: the dead letter, and how much of it had to be left out.
     outputs: what the handler published by `ctx.publish`.
     counted: whether it counts among the dead letters in a row already.
+    ran: False where no lane could be found for it, so that nobody may run it.
     """
 
     __slots__ = (
@@ -46,6 +48,7 @@ class Execution:
         "letter",
         "outcome",
         "outputs",
+        "ran",
         "reason",
         "shed",
     )
@@ -68,6 +71,17 @@ class Execution:
         self.letter: Letter | None = None
         self.shed = 0
         self.counted = False
+        self.ran = True
+
+
+def not_run(delivery: Delivery, error: BaseException) -> Execution:
+    """The ending of a delivery whose key could not be had: a failed run without a run."""
+    attempt = delivery.attempt
+    with suppress(ForgedHeader):  # a run would tell; it does not get that far
+        attempt = max(attempt, ours(delivery.message).attempt)
+    execution = Execution(delivery, attempt, error=error)
+    execution.ran = False
+    return execution
 
 
 class Runner:

@@ -246,6 +246,7 @@ class Runtime:
             publisher=lambda: self.publisher,
             publish_timeout=self._publish_timeout,
             clock=environment.clock,
+            draw=environment.draw,
             observers=self._observers,
             pause=environment.pause,
         )

@@ -2,12 +2,9 @@
 
 import threading
 
-import pytest
-
 from reliable_mq import ReliableMQ
 
 
-@pytest.mark.xfail(reason="F03: it waits for the lock of the first one, whatever its timeout says")
 def test_a_second_stop_ends_when_its_own_time_is_over():
     """After a second Ctrl-C the end of the process stops what is still being stopped for 25 s."""
     mq = ReliableMQ("memory://")

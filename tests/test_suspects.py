@@ -1,16 +1,11 @@
 """A suspect that kills its process must not keep those waiting that were in hand with it."""
 
-import pytest
-
 from reliable_mq.message import Delivery, Lease, Message
 from reliable_mq.ordering.lanes import Lanes
 
 KILLER = "m3"
 
 
-@pytest.mark.xfail(
-    reason="F22: suspects run in the order of their positions, in each life the killer first"
-)
 def test_innocents_get_their_turn_although_the_killer_came_first():
     """All that was in hand came again as often; each life runs until the killer has its turn."""
     left = [f"m{number}" for number in range(20)]

@@ -14,12 +14,14 @@ A lane lives from its first delivery to its last, so memory follows what is in h
 keys there are. A delivery without a key gets a lane of its own: no order, no special case.
 
 A *suspect*, a delivery that came again twice without an ack or a nack, may be what killed the
-process before. It runs when nothing else does, so that it takes nobody with it.
+process before. It runs when nothing else does, so that it takes nobody with it; which of several
+is next, chance decides.
 """
 
 from __future__ import annotations
 
 import heapq
+import random
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +86,14 @@ class Lanes:
 
     Args:
         hand_out: Gives a lane to the workers.
+        draw: A number from 0 up to 1, for the choice among suspects.
     """
 
-    def __init__(self, hand_out: Callable[[Lane], None]) -> None:
+    def __init__(
+        self, hand_out: Callable[[Lane], None], draw: Callable[[], float] = random.random
+    ) -> None:
         self._hand_out = hand_out
+        self._draw = draw
         self._lanes: dict[Hashable, Lane] = {}
         self._timers: list[tuple[float, int, Lane | None, Callable[[Any], object]]] = []
         self._ticket = 0
@@ -222,6 +228,9 @@ class Lanes:
     def run_suspect(self) -> Delivery | None:
         """Hand out one suspect if nothing else runs; returns its head."""
         while self._suspects and not (self.busy or self._paused or self._solitary):
+            # Any of them, not the first: what was in hand with the killer came again as often as it
+            # did, and must not wait behind it in every life of the process.
+            self._suspects.rotate(-int(self._draw() * len(self._suspects)))
             lane = self._suspects.popleft()
             if lane.queue:
                 self._solitary = lane
