@@ -168,8 +168,12 @@ class Settler:
         self._observers.emit(ConsumerResumed(self._group))
         kept_back, self._kept_back = self._kept_back, []
         for lane, execution in kept_back:
-            self._lanes.run_again(lane, self._pipeline.afresh(execution), 0.0)
-        self._lanes.unpause()
+            if execution.ran:
+                self._lanes.run_again(lane, self._pipeline.afresh(execution), 0.0)
+            else:
+                self.settle(lane, execution)
+        if not self.paused:  # by one of these
+            self._lanes.unpause()
 
     # ---- one verdict
 
