@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import suppress
 
 import pytest
 
@@ -96,15 +97,23 @@ def small(run):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def fill(disk):
+    """Take what is left, to the last byte."""
+    with (disk / "ballast").open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(512))
+
+
 def test_a_full_disk_refuses_and_forgets_nothing(small):
     """What was confirmed before is handled once there is room; the consumer outlives it."""
-    consumer = small.spawn("consumer", until="signal", work=0.02, backoff=0.1)
+    consumer = small.spawn("consumer", until="signal", work=0.02, lease_timeout=2.0)
     until(lambda: consumer.state().get("ready"), "the consumer is at work")
     producer = small.spawn("producer", count=200, size=20_000, how="submit", publish_timeout=2.0)
     assert producer.ends() == 0, producer.said()
     assert producer.entries("ok")
     assert producer.entries("failed", "unknown")
-    until(lambda: not consumer.state()["ready"], "the consumer cannot ack")
+    fill(small.path.parent)
+    until(lambda: not consumer.state()["ready"], "the consumer cannot even renew its leases")
     assert consumer.process.poll() is None
 
     (small.path.parent / "ballast").unlink()
