@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-__all__ = ["LoopThread", "LoopWorkers", "Mailbox", "ThreadWorkers", "Workers"]
+__all__ = ["LoopThread", "LoopWorkers", "Mailbox", "ThreadWorkers", "Workers", "end_tasks"]
 
 #: A task that never suspends leaves the event loop to others after so many seconds.
 TURN_SECONDS = 0.005
@@ -111,16 +111,18 @@ class LoopThread:
     def _run(self) -> None:
         try:
             self.loop.run_forever()
-            self.loop.run_until_complete(self._end_tasks())
+            self.loop.run_until_complete(end_tasks())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
             self.loop.close()
 
-    async def _end_tasks(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+async def end_tasks() -> None:
+    """Cancel everything else that runs on this loop, and wait for it."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class LoopWorkers:

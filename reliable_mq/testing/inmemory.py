@@ -26,10 +26,11 @@ from reliable_mq.execution import Runner
 from reliable_mq.message import Topic
 from reliable_mq.runtime import Environment
 from reliable_mq.testing.clock import FakeClock
+from reliable_mq.workers import end_tasks
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -53,9 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["InMemory", "inmemory"]
 
-#: Rounds without an end after which a test is told that its app never gets idle.
-ROUNDS = 100_000
-
 
 def inmemory(mq: ReliableMQ, *, seed: int = 0) -> InMemory:
     """Swap the broker of `mq` for one in memory, in virtual time, until the block ends.
@@ -76,6 +74,8 @@ class InMemory:
         self.deliveries: list[Delivery] = []
         #: Every message published to a topic, in order; not retry copies, nor dead letters.
         self.published: list[Message] = []
+        #: Rounds after which an app that never gets idle is given up.
+        self.rounds = 100_000
         self.clock = FakeClock()
         # Time jumps from one due moment to the next: no consumer is silent meanwhile.
         capabilities = replace(CAPABILITIES, lease_timeout=float("inf"))
@@ -91,8 +91,15 @@ class InMemory:
         if mq._runtime is not None:  # noqa: SLF001 - the double of the app knows the app
             msg = "inmemory(mq): this app is connected already; use it before anything publishes"
             raise ConfigurationError(msg)
-        self._saved = (mq._environment, mq._url, mq._producer, dict(mq._overrides))  # noqa: SLF001
+        self._saved = (
+            mq._environment,  # noqa: SLF001
+            mq._url,  # noqa: SLF001
+            mq._topology,  # noqa: SLF001
+            mq._producer,  # noqa: SLF001
+            dict(mq._overrides),  # noqa: SLF001
+        )
         mq._environment, mq._url = self._environment, "memory://"  # noqa: SLF001
+        mq._topology = "create"  # noqa: SLF001 - there is nothing yet to compare with
         mq._producer = mq._make_producer()  # noqa: SLF001
         try:
             mq.start()
@@ -120,7 +127,8 @@ class InMemory:
 
     def _restore(self) -> None:
         mq = self._mq
-        mq._environment, mq._url, mq._producer, mq._overrides = self._saved  # noqa: SLF001
+        mq._environment, mq._url, mq._topology, mq._producer, mq._overrides = self._saved  # noqa: SLF001
+        self._environment.close()
 
     # ---- what a test does
 
@@ -134,22 +142,25 @@ class InMemory:
         Args:
             within: Virtual seconds that may pass at most; a retry that is due later stays.
 
-        Raises: AssertionError when it never gets idle.
+        Raises: AssertionError when it never gets idle; ConfigurationError on an event loop.
         """
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises
+            msg = "run_until_idle() on an event loop: use `await t.idle()` there"
+            raise ConfigurationError(msg)
         until = self.clock.monotonic() + within
-        for _ in range(ROUNDS):
+        for _ in range(self.rounds):
             if not self._round() and not self._pass_time(until):
                 return
-        msg = f"not idle after {ROUNDS} rounds: does a handler publish what it consumes?"
+        msg = f"not idle after {self.rounds} rounds: does a handler publish what it consumes?"
         raise AssertionError(msg)
 
     async def idle(self, *, within: float = 86_400.0) -> None:
         """The same on an event loop: `async def` handlers run on it, `def` handlers beside it."""
         until = self.clock.monotonic() + within
-        for _ in range(ROUNDS):
+        for _ in range(self.rounds):
             if not await self._round_async() and not self._pass_time(until):
                 return
-        msg = f"not idle after {ROUNDS} rounds: does a handler publish what it consumes?"
+        msg = f"not idle after {self.rounds} rounds: does a handler publish what it consumes?"
         raise AssertionError(msg)
 
     def dead_letters(self, topic: Any, group: str) -> list[StoredDeadLetter]:
@@ -178,9 +189,12 @@ class InMemory:
 
     def _step(self) -> int:
         """Let every consumer go round once; returns how much work there is."""
+        work = 0
         for consumer in self._consumers:
-            consumer.step(0.0)
-        return sum(bool(consumer.mailbox) for consumer in self._consumers)
+            polled = consumer.step(0.0)
+            # What this one is through with may be what another one waits for.
+            work += bool(consumer.mailbox or polled.deliveries or polled.settled or polled.lost)
+        return work
 
     def _round(self) -> bool:
         work = self._step()
@@ -201,10 +215,12 @@ class InMemory:
         """Let time pass until something is due; False if nothing will be, in time."""
         dues = [consumer.next_due() for consumer in self._consumers]
         dues.append(self.broker.next_due())
-        due = min((one for one in dues if one is not None), default=None)
+        # What is overdue waits for something else, such as credit.
+        now = self.clock.monotonic()
+        due = min((one for one in dues if one is not None and one > now), default=None)
         if due is None or due > until:
             return False
-        self.clock.advance(max(0.0, due - self.clock.monotonic()))
+        self.clock.advance(due - now)
         return True
 
 
@@ -219,6 +235,21 @@ class _Environment(Environment):
         self._test = test
         self._dice = dice
         self._workers: list[_InlineWorkers] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, turn: Coroutine[Any, Any, Any]) -> Any:
+        """Run it on the loop of this environment, where what handlers share stays usable."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(turn)
+
+    def close(self) -> None:
+        """Cancel what handlers left running, and close the loop."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.run_until_complete(end_tasks())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
 
     def pause(self, _: threading.Event, seconds: float) -> None:
         """Waiting is letting time pass."""
@@ -240,7 +271,8 @@ class _Environment(Environment):
         self, consumer: Consumer, handler: Handler, count: int, turn: Any, loop: Any
     ) -> Any:
         """Workers that run when the test says so."""
-        workers = _InlineWorkers(consumer, turn, is_async=handler.is_async)
+        run = self.run if handler.is_async else None
+        workers = _InlineWorkers(consumer, turn, run)
         self._workers.append(workers)
         return workers
 
@@ -254,10 +286,10 @@ class _Environment(Environment):
 class _InlineWorkers:
     """Keeps what it is handed until the test runs it."""
 
-    def __init__(self, consumer: Consumer, turn: Any, *, is_async: bool) -> None:
+    def __init__(self, consumer: Consumer, turn: Any, run: Callable[[Any], Any] | None) -> None:
         self._consumer = consumer
         self._turn = turn
-        self._is_async = is_async
+        self._run = run
         self._ready: deque[Any] = deque()
 
     def start(self) -> None:
@@ -274,31 +306,28 @@ class _InlineWorkers:
     def take(self) -> list[_Turn]:
         """All that is ready."""
         ready, self._ready = self._ready, deque()
-        return [_Turn(self._consumer, self._turn, item, is_async=self._is_async) for item in ready]
+        return [_Turn(self._consumer, self._turn, item, self._run) for item in ready]
 
 
 class _Turn:
-    """One turn of one lane or bundle."""
+    """One turn of one lane or bundle. `run`: runs a coroutine; None for `def` handlers."""
 
-    def __init__(self, consumer: Consumer, turn: Any, item: Any, *, is_async: bool) -> None:
+    def __init__(
+        self, consumer: Consumer, turn: Any, item: Any, run: Callable[[Any], Any] | None
+    ) -> None:
         self._consumer = consumer
         self._turn = turn
         self._item = item
-        self._is_async = is_async
+        self._run = run
 
     def run(self) -> None:
-        """On this thread, an `async def` handler on a loop of its own."""
-        if not self._is_async:
-            self._consumer.mailbox.put(self._turn(self._item))
-            return
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises
-            msg = "run_until_idle() on an event loop: use `await t.idle()` there"
-            raise ConfigurationError(msg)
-        self._consumer.mailbox.put(asyncio.run(self._turn(self._item)))
+        """On this thread."""
+        report = self._turn(self._item)
+        self._consumer.mailbox.put(report if self._run is None else self._run(report))
 
     async def run_async(self) -> None:
         """An `async def` handler on this loop; a `def` on another thread, as it might publish."""
-        if self._is_async:
+        if self._run is not None:
             report = await self._turn(self._item)
         else:
             loop = asyncio.get_running_loop()
