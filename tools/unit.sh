@@ -39,7 +39,7 @@ for version in "${others[@]}"; do
     if ! python=$(tools/python.sh "$version"); then
         note "$version" "not installed"
     elif tools/venv.sh ".venv-$version" test "$python"; then
-        run "$version" ".venv-$version/bin/python" -m pytest "$@"
+        run "$version" ".venv-$version/bin/python" -m pytest -n 2 "$@"
     elif [ "${CI:-}" = true ]; then
         note "$version" "FAILED: no environment could be made"
         failed=1
