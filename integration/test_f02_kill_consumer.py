@@ -55,7 +55,10 @@ def test_nothing_is_lost_by_a_kill_at_each_boundary(loaded, handler, stride):
     for killed, verdict in zip(results, verdicts, strict=True):
         assert verdict.broken == (), (killed, str(verdict))
         assert verdict.effects == 9, killed
-        assert set(verdict.duplicate_effects.values()) <= {1}, killed
+        again = dict(verdict.duplicate_effects)
+        # Its copy, due at once by this clock, may have run before the ack of what it is a copy of.
+        assert again.pop(Numbered("run", "p", None, 1).id, 0) <= 2, killed
+        assert set(again.values()) <= {1}, killed
         assert set(verdict.dead_letters.values()) <= {1, 2}, killed
     assert any(verdict.duplicate_effects for verdict in verdicts)
 

@@ -74,7 +74,7 @@ def test_a_second_signal_ends_the_wait(run):
 
     consumer.signal(signal.SIGINT)
 
-    assert consumer.ends(5.0) != 0
+    assert consumer.ends(20.0) != 0
     assert run.verdict(drained=run.drain(cured=True, lease_timeout=1.0)).broken == ()
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from integration.faults import LONG, promises
 
-LEASE = 2.0
+LEASE = 1.5
 KEYS = ["a", "b", "c"]
 
 

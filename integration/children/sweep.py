@@ -40,7 +40,7 @@ class Sweep(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     first: int = 1
     stride: int = 1
     most: int = 10_000
-    at_once: int = 4
+    at_once: int = 6
 
 
 class Result(msgspec.Struct):
