@@ -76,6 +76,11 @@ class Faults:
         """How many such statements there were."""
         return sum(one.startswith(statement) for one in self.statements)
 
+    def close(self) -> None:
+        """Close every connection, wherever it is in use."""
+        for connection in self.opened:
+            connection.close()
+
     def run(self, statement: str, execute: Callable[[], sqlite3.Cursor]) -> sqlite3.Cursor:
         """Carry out one statement, with what was ordered for it."""
         if self.down:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from reliable_mq.adapters.base import GroupSpec, Subscribe, TopicSpec, Topology
@@ -28,6 +30,7 @@ class Kit:
         self.path = path
         self.clock = FakeClock()
         self.options = options
+        self._all_faults: list[Faults] = []
         self.connect = Faults()
         self.transport = self.another(self.connect)
         self._publisher: SqlitePublisher | None = None
@@ -36,7 +39,9 @@ class Kit:
 
     def another(self, connect: Faults | None = None, **options: Any) -> SqliteTransport:
         """Another transport to the same file."""
-        given = {"clock": self.clock, "connect": connect or Faults(), **self.options, **options}
+        connect = connect or Faults()
+        self._all_faults.append(connect)
+        given = {"clock": self.clock, "connect": connect, **self.options, **options}
         return SqliteTransport(self.path, **given)
 
     def declare(self, topic: str = "t", *groups: str) -> None:
@@ -90,18 +95,21 @@ class Kit:
 
     def sql(self, statement: str, parameters: Any = ()) -> list[Any]:
         """Run a statement as another program."""
-        connection = Faults()(str(self.path))
-        with connection:
-            rows = connection.execute(statement, parameters).fetchall()
-        connection.close()
-        return rows
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            return connection.execute(statement, parameters).fetchall()
 
     def close(self) -> None:
-        """End everything."""
+        """End everything, as it should be."""
         for member in self._subscriptions:
             member.close()
         if self._publisher is not None:
             self._publisher.close(0.5)
+
+    def abandon(self) -> None:
+        """End everything as a process that dies does; its leases go on."""
+        self._subscriptions.clear()
+        for connect in self._all_faults:
+            connect.close()
 
 
 def ids(deliveries: list[Delivery]) -> list[str]:

@@ -7,6 +7,7 @@ from msgspec import structs
 
 from reliable_mq.adapters.base import GroupSpec, Subscribe, TopicSpec, Topology
 from reliable_mq.errors import ConfigurationError, ConnectionFailed, TransportError
+from reliable_mq.message import RetryCopy
 from tests.sqlite_faults import FULL, IO_ERROR, LOCKED, broker_file, write_lock
 from tests.sqlite_kit import TOPIC, Kit, ids, take
 
@@ -169,7 +170,10 @@ def test_a_standby_takes_over_from_a_dead_member(kit):
     done, *_ = take(active, 4)
     active.ack([done])
     assert active.poll(0, 0.0).settled
-    assert take(standby) == []
+    for _ in range(4):
+        kit.clock.advance(5.0)
+        active.poll(0, 0.0)
+        assert take(standby) == []
 
     kit.clock.advance(1.3 * LEASE)
 
@@ -202,6 +206,21 @@ def test_a_key_goes_to_whoever_asks_once_nothing_of_it_is_in_hand(kit):
     member.poll(0, 0.0)
 
     assert ids(take(other)) == sent[2:]
+
+
+def test_what_is_new_lines_up_in_front_of_a_retry_copy(kit):
+    """A copy that waits already and a message before it, met later: each comes once, in order."""
+    member, other = kit.join(), kit.join()
+    kit.send_many(1, b"k")
+    held = take(member)
+    (second,) = kit.send_many(1, b"k")
+    copy = kit.message(b"k")
+    kit.send(copy, to=RetryCopy("t", "g"))
+    assert take(other) == []  # it meets both, and leaves them to the owner of their key
+
+    member.ack(held)
+
+    assert ids(take(member)) == [second, copy.id]
 
 
 def test_delayed_messages_hold_up_nobody(kit):

@@ -14,6 +14,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from reliable_mq.adapters.sqlite.connection import Locked
 from reliable_mq.adapters.sqlite.record import to_row
 from reliable_mq.adapters.sqlite.writer import Entry, Writer
 from reliable_mq.confirmation import Confirmation
@@ -198,6 +199,10 @@ class SqlitePublisher:
                 self._finish(writer.find_out())
             else:
                 self._finish(writer.write(burst, lambda: self._may_send(len(burst))))
+            self._reason = ""
+        except Locked as error:
+            self._reason = str(error)
+            self._expire()  # and no pause: it has waited for the lock
         except TransportError as error:
             self._reason = str(error)
             return False

@@ -9,7 +9,6 @@ out to be stored.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
@@ -18,15 +17,16 @@ from reliable_mq.adapters.base import Polled
 from reliable_mq.adapters.sqlite import members, topology
 from reliable_mq.adapters.sqlite.connection import DiskFull, Locked
 from reliable_mq.adapters.sqlite.group import Group, Taken
+from reliable_mq.adapters.sqlite.hand import Again, Hand, Held, Place
 from reliable_mq.adapters.sqlite.retention import Retention
 from reliable_mq.errors import TransportError
-from reliable_mq.message import Delivery, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reliable_mq.adapters.base import Subscribe
     from reliable_mq.adapters.sqlite.broker import Broker
+    from reliable_mq.message import Lease
 
 __all__ = ["Session"]
 
@@ -45,36 +45,6 @@ PURGE_ROWS: Final = 500
 PURGE_MOST: Final = 1_000
 
 
-class Place:
-    """What this member has in hand of one group: how many messages of each key."""
-
-    __slots__ = ("group", "keys")
-
-    def __init__(self, group: Group) -> None:
-        self.group = group
-        self.keys: Counter[bytes] = Counter()
-
-
-class Held(Lease):
-    """A lease that knows what it stands for."""
-
-    __slots__ = ("copy", "key", "place", "position")
-
-    def __init__(self, place: Place, taken: Taken) -> None:
-        super().__init__()
-        self.place = place
-        self.position = taken.position
-        self.key = taken.key
-        self.copy = taken.copy
-
-
-class Again(Struct, frozen=True):
-    """The ending by nack."""
-
-    attempt: int
-    due: float
-
-
 class Turn(Struct):
     """What a transaction will have changed once it is committed."""
 
@@ -82,10 +52,12 @@ class Turn(Struct):
     member: int
     file: str
     places: list[Place]
-    settled: list[Held]
-    lost: list[Held]
-    taken: list[tuple[Place, list[Taken]]]
+    settled: list[Held] = []
+    lost: list[Held] = []
+    taken: list[tuple[Place, list[Taken]]] = []
     renewed: bool = False
+    #: Whether all that was in hand before is settled or lost.
+    ended: bool = False
 
 
 class Session:
@@ -99,9 +71,7 @@ class Session:
         self._member = 0
         self._file = ""
         self._places: list[Place] = []
-        self._held: set[Held] = set()
-        self._acks: dict[Held, None] = {}
-        self._nacks: dict[Held, Again] = {}
+        self._hand = Hand()
         #: What may be deleted, and how many messages were finished since that was looked for.
         self._garbage: list[int] = []
         self._finished = 0
@@ -121,15 +91,13 @@ class Session:
 
     def ack(self, lease: Lease) -> None:
         """Finished. Ignored where the lease is lost, or has ended already."""
-        if isinstance(lease, Held) and lease in self._held and lease not in self._nacks:
-            self._acks[lease] = None
+        self._hand.ack(lease)
 
     def nack(self, lease: Lease, attempt: int, delay: float) -> None:
         """Again, not before `delay` seconds from now. Ignored as an ack is."""
-        if isinstance(lease, Held) and lease in self._held and lease not in self._acks:
-            # At once is a time long ago: a wall clock that is set back must not hold it up.
-            due = self._broker.clock.now() + delay if delay > 0 else 0.0
-            self._nacks[lease] = Again(attempt, due)
+        # At once is a time long ago: a wall clock that is set back must not hold it up.
+        due = self._broker.clock.now() + delay if delay > 0 else 0.0
+        self._hand.nack(lease, Again(attempt, due))
 
     @property
     def standby(self) -> bool:
@@ -145,7 +113,7 @@ class Session:
     def look(self, limit: int) -> bool:
         """Whether a turn would change or find anything. Reads, and often not even that."""
         steady, now = self._notice_silence(), self._broker.clock.now()
-        if self._acks or self._nacks or self._in_doubt or self._lapsed:
+        if self._hand.has_endings or self._in_doubt or self._lapsed:
             return True
         if steady >= self._renew_at:
             return True
@@ -185,9 +153,7 @@ class Session:
                 self._subscribe.group,
                 error,
             )
-        for lease in self._held:
-            lease.lost = True
-        self._held.clear()
+        self._hand.lose(self._hand.others(()))
         self.drop()
 
     def drop(self) -> None:
@@ -232,7 +198,7 @@ class Session:
             members.leave(self._connection, self._member, counted=False)
             return turn
         settled, lost = self._end(alive=alive)
-        return Turn(steady, self._member, self._file, self._places, settled, lost, [])
+        return Turn(steady, self._member, self._file, self._places, settled, lost, ended=True)
 
     def _is_alive(self, steady: float) -> bool:
         boot = self._broker.boot_id
@@ -242,34 +208,22 @@ class Session:
         """Give up what is in hand; returns the leases that turn out to be settled, and the lost."""
         settled: list[Held] = []
         if self._in_doubt and self._file == self._file_id():
-            settled = [lease for lease in self._acks if self._is_finished(lease)]
+            settled = [lease for lease in self._hand.acks if self._is_finished(lease)]
         members.leave(self._connection, self._member, counted=not alive)
         for member in self._perhaps:
             members.leave(self._connection, member, counted=False)
-        return settled, [lease for lease in self._held if lease not in settled]
+        return settled, self._hand.others(settled)
 
     def _flush(self, steady: float) -> Turn:
-        acked: dict[Place, list[Held]] = {}
-        ended: dict[Place, list[Held]] = {}
-        for lease in self._acks:
-            acked.setdefault(lease.place, []).append(lease)
-        for lease in (*self._acks, *self._nacks):
-            ended.setdefault(lease.place, []).append(lease)
-        for place, leases in ended.items():
-            self._free_keys(place, leases)
-        for place, leases in acked.items():
+        hand, member = self._hand, self._member
+        for place, positions in hand.freed():
+            place.group.free(member, positions)
+        for place, leases in hand.acked():
             copies = [lease.position for lease in leases if lease.copy]
-            place.group.finish(self._member, [lease.position for lease in leases], copies)
-        for lease, again in self._nacks.items():
-            lease.place.group.again(self._member, lease.position, again.attempt, again.due)
-        return Turn(steady, self._member, self._file, self._places, list(self._acks), [], [])
-
-    def _free_keys(self, place: Place, leases: list[Held]) -> None:
-        last = {lease.key: lease.position for lease in leases if lease.key is not None}
-        ended = Counter(lease.key for lease in leases if lease.key is not None)
-        freed = [last[key] for key, count in ended.items() if count >= place.keys[key]]
-        if freed:
-            place.group.free(self._member, freed)
+            place.group.finish(member, [lease.position for lease in leases], copies)
+        for lease, again in hand.nacks.items():
+            lease.place.group.again(member, lease.position, again.attempt, again.due)
+        return Turn(steady, member, self._file, self._places, list(hand.acks))
 
     def _is_finished(self, lease: Held) -> bool:
         sql = "SELECT 1 FROM mq_state WHERE grp = ? AND position = ?"
@@ -292,7 +246,7 @@ class Session:
             Place(Group(self._connection, grp, topic, where=name, file=file, order=order))
             for grp, topic, name in groups
         ]
-        return Turn(steady, member, file, places, [], [], [], renewed=True)
+        return Turn(steady, member, file, places, renewed=True, ended=True)
 
     def _file_id(self) -> str:
         return str(self._connection.row("SELECT value FROM mq_meta WHERE name = 'file'")[0])
@@ -320,41 +274,24 @@ class Session:
 
     def _apply(self, turn: Turn) -> Polled:
         """The transaction is stored: now it is true here, too."""
-        for lease in turn.lost:
-            lease.lost = True
-        if turn.places is not self._places:
-            self._held.clear()
-        for lease in (*self._acks, *self._nacks):
-            self._let_go(lease)
-        if self._acks or self._nacks or turn.lost:
+        hand = self._hand
+        if hand.has_endings or turn.lost:
             self._broker.bell.ring()  # others may get what this member gave up
+        if turn.ended:
+            hand.lose(turn.lost)
+        else:
+            hand.let_go()
         self._finished += len(turn.settled)
-        self._acks, self._nacks, self._garbage = {}, {}, []
+        self._garbage = []
         self._member, self._file, self._places = turn.member, turn.file, turn.places
         self._in_doubt = self._lapsed = False
         self._perhaps = []
         if turn.renewed:
             self._renew_at = turn.at + self._broker.lease_timeout / RENEWALS
         deliveries = [
-            self._hold(place, one, turn.at) for place, taken in turn.taken for one in taken
+            hand.hold(place, one, turn.at) for place, taken in turn.taken for one in taken
         ]
         return Polled(deliveries, turn.settled, turn.lost)
-
-    def _hold(self, place: Place, taken: Taken, now: float) -> Delivery:
-        lease = Held(place, taken)
-        self._held.add(lease)
-        if taken.key is not None:
-            place.keys[taken.key] += 1
-        attempt, redelivered, position = taken.attempt, taken.redelivered, taken.position
-        return Delivery(taken.message, lease, attempt, redelivered, position=position, arrived=now)
-
-    def _let_go(self, lease: Held) -> None:
-        self._held.discard(lease)
-        if lease.key is not None:
-            counts = lease.place.keys
-            counts[lease.key] -= 1
-            if not counts[lease.key]:
-                del counts[lease.key]
 
     def _look(self, version: int, steady: float, now: float) -> bool:
         due = float("inf")

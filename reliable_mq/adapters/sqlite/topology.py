@@ -83,7 +83,7 @@ def find_groups(connection: Connection, subscribe: Subscribe) -> list[tuple[int,
     Raises: ConfigurationError listing what does not exist.
     """
     found, missing = [], []
-    for name in subscribe.topics:
+    for name in dict.fromkeys(subscribe.topics):
         topic = find_topic(connection, name)
         grp = find_group(connection, name, subscribe.group)
         if topic is None:
