@@ -231,7 +231,7 @@ class Consumer:
         if self._state == "disconnected":
             self._state, self._why = "running", ""
         if polled.lost:
-            self._lost(len(polled.lost))
+            self._lost(polled.lost)
         if polled.deliveries:
             self._route(polled.deliveries)
         if self._lanes.suspects:
@@ -342,9 +342,12 @@ class Consumer:
 
     # ---- what the broker takes back
 
-    def _lost(self, count: int) -> None:
+    def _lost(self, leases: Sequence[Lease]) -> None:
+        count = len(leases)
         log.warning("consumer %s lost %d leases; they come again", self.name, count)
         self._observers.emit(LeasesLost(self.subscribe.group, count))
+        # Now, not when their lanes go on: until then they would count against the credit.
+        self._in_hand.give(self._lanes.drop(set(leases)))
         self._settler.lost()
 
     def _on_revoke(self, leases: Sequence[Lease], deadline: float) -> None:

@@ -23,12 +23,17 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Hashable, Iterator
+from msgspec import Struct, field
 
-    from reliable_mq.message import Delivery, Lease
+from reliable_mq.message import Delivery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator
+
+    from reliable_mq.message import Lease
 
 __all__ = ["HALTED", "READY", "WAITING", "Lane", "Lanes"]
 
@@ -36,44 +41,48 @@ READY, WAITING, HALTED = "ready", "waiting", "halted"
 
 #: Arrivals without an end from which on a message is a suspect.
 SUSPECT = 2
+#: From so many deliveries on it pays that a queue be a deque.
+LONG = 500
 
 
-class Lane:
-    """The deliveries of one key that have not run yet, in their order."""
+class Queue(list[Delivery]):
+    """What a lane holds while that is little: an empty deque has 600 bytes, and most lanes one item.
 
-    __slots__ = (
-        "again",
-        "alone",
-        "current",
-        "due",
-        "endings",
-        "halts",
-        "key",
-        "queue",
-        "since",
-        "state",
-        "turn",
-    )
+    Both ends may be used by two threads at once, as those of a deque.
+    """
 
-    def __init__(self, key: Hashable) -> None:
-        self.key = key
-        self.queue: deque[Delivery] = deque()
-        self.state = READY
-        #: What a worker runs at this moment, and since when (monotonic seconds; 0 unless timed).
-        #: Written by the worker, read by anybody who only wants to tell.
-        self.current: Delivery | None = None
-        #: What a worker reports next, as far as it has come; None: no worker has the lane.
-        self.turn: Any = None
-        self.since = 0.0
-        #: Endings that are still being carried out; the lane goes on when there are none left.
-        self.endings = 0
-        #: Deliveries to run again before all others, and not before `due`.
-        self.again: list[Delivery] = []
-        self.due = 0.0
-        #: What halted it, one for each ending that an operator has to decide, the first in front.
-        self.halts: tuple[Any, ...] = ()
-        #: Whether nothing else runs while a worker has it.
-        self.alone = False
+    __slots__ = ()
+
+    def popleft(self) -> Delivery:
+        """The first; IndexError if there is none."""
+        return self.pop(0)
+
+
+class Lane(Struct, eq=False, gc=False):
+    """The deliveries of one key that have not run yet, in their order.
+
+    One is made for most messages. gc=False: what it holds does not refer to it, but for `turn`,
+    which ends before the lane does.
+    """
+
+    key: Hashable
+    queue: Queue | deque[Delivery]
+    state: str = READY
+    #: What a worker runs at this moment, and since when (monotonic seconds; 0 unless timed).
+    #: Written by the worker, read by anybody who only wants to tell.
+    current: Delivery | None = None
+    since: float = 0.0
+    #: What a worker reports next, as far as it has come; None: no worker has the lane.
+    turn: Any = None
+    #: Endings that are still being carried out; the lane goes on when there are none left.
+    endings: int = 0
+    #: Deliveries to run again before all others, and not before `due`.
+    again: list[Delivery] = field(default_factory=list)
+    due: float = 0.0
+    #: What halted it, one for each ending that an operator has to decide, the first in front.
+    halts: tuple[Any, ...] = ()
+    #: Whether nothing else runs while a worker has it.
+    alone: bool = False
 
     @property
     def why(self) -> Any:
@@ -120,16 +129,14 @@ class Lanes:
         """Put a new arrival behind all others of its key."""
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(key)
-            lane.queue.append(delivery)
+            lane = self._lanes[key] = Lane(key, Queue((delivery,)))
             self._ready(lane)
         else:
             lane.queue.append(delivery)
 
     def stand(self, key: Hashable) -> Lane:
         """A lane of its own for a delivery that cannot run; it waits for one ending."""
-        lane = self._lanes[key] = Lane(key)
-        lane.state = WAITING
+        lane = self._lanes[key] = Lane(key, Queue(), WAITING)
         lane.endings = 1
         return lane
 
@@ -204,6 +211,7 @@ class Lanes:
         does not find it does not run, and it hands the lane back.
         """
         dropped: list[Delivery] = []
+        gone: set[Lane | None] = set()
         for lane in tuple(self._lanes.values()):
             held: deque[Delivery] | list[Delivery]
             for held in (lane.queue, lane.again):
@@ -214,6 +222,13 @@ class Lanes:
                     else:
                         kept.appendleft(delivery)
                 held.extend(kept)
+            if lane.state is WAITING and not (lane.queue or lane.again or lane.endings):
+                # It waited for a second run of what is gone; what comes must not wait for that.
+                del self._lanes[lane.key]
+                gone.add(lane)
+        if gone:
+            self._timers = [timer for timer in self._timers if timer[2] not in gone]
+            heapq.heapify(self._timers)
         return dropped
 
     def pause(self) -> None:
@@ -247,9 +262,12 @@ class Lanes:
             self._ready(self._deferred.popleft())
 
     def _go_on(self, lane: Lane) -> None:
+        # No worker has the lane, so its queue may become another one.
+        if len(lane.queue) > LONG and isinstance(lane.queue, Queue):
+            lane.queue = deque(lane.queue)
         due, lane.due = lane.due, 0.0
         if lane.again:
-            lane.queue.extendleft(reversed(lane.again))
+            lane.queue = Queue((*lane.again, *lane.queue))
             lane.again.clear()
             if self._open:
                 lane.state = WAITING

@@ -386,35 +386,6 @@ LanesMachine.TestCase.settings = settings(
 TestLanes = LanesMachine.TestCase
 
 
-# ---- what chance seldom meets
-
-
-def test_a_drop_leaves_what_other_lanes_run_again_in_its_place():
-    """What waits for its second run waits on, in front, when others' leases are taken back."""
-    waiting_keeps_its_place(Lanes)
-
-
-def waiting_keeps_its_place(made):
-    """Two endings of one lane run again; between them leases of another one are taken back."""
-    handed = []
-    lanes = made(handed.append)
-    first, second, third = (Delivery(Message(id, "t", b"a"), Lease()) for id in "123")
-    for delivery in (first, second, third):
-        lanes.add(b"a", delivery)
-    (lane,) = handed
-    lane.queue.popleft()
-    lane.queue.popleft()
-    lanes.handed_back(lane, 2)
-    lanes.run_again(lane, first, 10.0)
-    assert lanes.drop({Lease()}) == []
-    lanes.run_again(lane, second, 9.0)
-    lanes.wake(9.5)
-    assert len(handed) == 1
-    lanes.wake(10.0)
-    assert len(handed) == 2
-    assert list(lane.queue) == [first, second, third]
-
-
 # ---- negative controls: lanes without one of their safeties
 
 
@@ -459,16 +430,6 @@ class Company(Lanes):
             self._hand_out(lane)
 
 
-class Forgetful(Lanes):
-    """A lane that is dropped from forgets what it was to run again."""
-
-    def drop(self, leases=None):
-        """All of it, without telling."""
-        for lane in self:
-            lane.again.clear()
-        return super().drop(leases)
-
-
 class Leaking(Lanes):
     """Empty lanes are kept."""
 
@@ -491,9 +452,3 @@ def test_lanes_without_a_safety_are_caught(broken):
     )
     with pytest.raises((AssertionError, KeyError)):
         run_state_machine_as_test(machine, settings=find)
-
-
-def test_lanes_that_forget_what_runs_again_are_caught():
-    """Chance seldom meets this one, and which it meets depends on what else was imported."""
-    with pytest.raises(AssertionError):
-        waiting_keeps_its_place(Forgetful)
