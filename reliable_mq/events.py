@@ -190,22 +190,16 @@ Event = (
 )
 
 
-class Observers:
-    """Those who listen. False while there are none, so that `if observers:` costs nothing."""
-
-    def __init__(self) -> None:
-        self._observers: list[Callable[[Event], object]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._observers)
+class Observers(list["Callable[[Event], object]"]):
+    """Those who listen. A list, so that `if observers:` costs nothing while there are none."""
 
     def add(self, observer: Callable[[Event], object]) -> None:
         """Let `observer` hear every event from now on. Any thread."""
-        self._observers.append(observer)
+        self.append(observer)
 
     def emit(self, event: Event) -> None:
         """Tell all. Never raises: an observer must not decide what happens to a message."""
-        for observer in tuple(self._observers):
+        for observer in tuple(self):
             try:
                 observer(event)
             except Exception:

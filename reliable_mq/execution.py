@@ -104,6 +104,7 @@ class Runner:
         self._clock = clock
         self._observers = observers
         self._direct = handler.direct
+        self._decode = handler.decode
 
     def run(self, delivery: Delivery) -> Execution | None:
         """Admit, decode, handle, for a `def` handler. None: Done, and only the ack is left."""
@@ -113,9 +114,10 @@ class Runner:
             message = delivery.message
             if message.headers:
                 reason = "forged-header"
-                attempt = max(attempt, ours(message).attempt)
+                told = ours(message).attempt
+                attempt = max(attempt, told)
             reason = "undecodable"
-            value = self.handler.decode(message)
+            value = self._decode(message)
             reason = None
             enter_message(message, self._group, attempt)
             if self._direct is not None and not self._observers:
@@ -137,9 +139,10 @@ class Runner:
             message = delivery.message
             if message.headers:
                 reason = "forged-header"
-                attempt = max(attempt, ours(message).attempt)
+                told = ours(message).attempt
+                attempt = max(attempt, told)
             reason = "undecodable"
-            value = self.handler.decode(message)
+            value = self._decode(message)
             reason = None
             enter_message(message, self._group, attempt)
             if self._direct is not None and not self._observers and self._timeout is None:

@@ -40,8 +40,9 @@ class Report:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.done: list[Delivery] = []
-        self.ended: list[Execution] = []
-        self.dropped: list[Delivery] = []
+        # Hardly any turn has these, and a list that is not made is none to collect.
+        self.ended: tuple[Execution, ...] = ()
+        self.dropped: tuple[Delivery, ...] = ()
 
 
 def turn_of(
@@ -107,13 +108,13 @@ def run_lane(
         except IndexError:  # the owner dropped the last one meanwhile
             break
         if delivery.lease.lost:
-            report.dropped.append(delivery)
+            report.dropped += (delivery,)
             continue
         if timed:
             lane.since = monotonic()
         execution = run(delivery)
         if execution is not None:
-            report.ended.append(execution)
+            report.ended = (execution,)
             break
         done.append(delivery)
         if queue:
@@ -146,11 +147,11 @@ async def run_lane_async(
         except IndexError:
             break
         if delivery.lease.lost:
-            report.dropped.append(delivery)
+            report.dropped += (delivery,)
             continue
         execution = await run(delivery)
         if execution is not None:
-            report.ended.append(execution)
+            report.ended = (execution,)
             break
         done.append(delivery)
         if queue:
@@ -186,7 +187,7 @@ def take_slices(
             except IndexError:  # the owner dropped the last one meanwhile
                 break
             if delivery.lease.lost:
-                reports[index].dropped.append(delivery)
+                reports[index].dropped += (delivery,)
                 continue
             taken.append((index, delivery))
             if delivery.redelivered >= SUSPECT:
@@ -204,7 +205,7 @@ def _fill(
         if execution is None:
             reports[index].done.append(delivery)
         else:
-            reports[index].ended.append(execution)
+            reports[index].ended += (execution,)
     for report in reports:
         report.lane.current = None
     return reports

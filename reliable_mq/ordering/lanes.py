@@ -46,7 +46,7 @@ LONG = 500
 
 
 class Queue(list[Delivery]):
-    """What a lane holds while that is little: an empty deque has 600 bytes, and most lanes one item.
+    """What a lane holds while that is little: most hold one item, and a deque has 600 bytes.
 
     Both ends may be used by two threads at once, as those of a deque.
     """
