@@ -8,6 +8,7 @@ from msgspec import structs
 from reliable_mq.adapters.base import GroupSpec, Subscribe, TopicSpec, Topology
 from reliable_mq.errors import ConfigurationError, ConnectionFailed, TransportError
 from reliable_mq.message import RetryCopy
+from reliable_mq.testing.clock import FakeClock
 from tests.sqlite_faults import FULL, IO_ERROR, LOCKED, broker_file, write_lock
 from tests.sqlite_kit import TOPIC, Kit, ids, take
 
@@ -133,6 +134,18 @@ def test_after_a_reboot_that_nobody_told_of(kit):
     kit.clock._monotonic = 10.0
 
     assert ids(take(kit.join(transport=kit.another()))) == sent
+
+
+def test_a_member_that_renewed_a_moment_later_is_alive(kit):
+    """Whoever read the time before another member renewed its lease does not take it for dead."""
+    behind = FakeClock()
+    behind._monotonic -= 0.5
+    kit.send_many(1, b"k")
+    held = take(kit.join())
+    other = kit.join(transport=kit.another(clock=behind))
+
+    assert take(other) == []
+    assert not held[0].lease.lost
 
 
 def test_a_poll_with_nothing_to_do_hardly_writes(kit):

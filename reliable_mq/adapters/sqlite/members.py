@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bury", "is_alive", "join", "leave", "next_end", "renew"]
 
-#: A lease that ends further ahead than it is long was given before the clock began again.
-DEAD: Final = "(boot <> :boot OR until <= :now OR until > :now + lease)"
+#: A lease that ends much further ahead than it is long was given before the clock began again. Not
+#: a little: whoever read the time before the renewal was committed must not take it for dead.
+DEAD: Final = "(boot <> :boot OR until <= :now OR until > :now + lease + 60)"
 
 
 def join(
