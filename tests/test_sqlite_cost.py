@@ -202,6 +202,21 @@ def walks_in(kit, statement):
             yield row[3]
 
 
+def test_a_fetch_brings_a_bounded_number_of_bytes():
+    """However large the limit: some 16 MiB of bodies, new or given back, and then the next poll."""
+    with broker_file() as path:
+        kit = Kit(path)
+        kit.declare()
+        kit.send(*(kit.message(b"k", body=bytes(4 * 1024 * 1024)) for _ in range(6)))
+        first = kit.join()
+        assert [len(take(first)), len(take(first))] == [4, 2]
+        first.close()
+        second = kit.join()
+
+        assert [len(take(second)), len(take(second))] == [4, 2]
+        kit.close()
+
+
 @pytest.mark.parametrize("order", ["key", "partition", "none"])
 def test_a_fetch_is_a_handful_of_statements(order):
     """Statements do not grow with the messages: each gives up the interpreter lock."""

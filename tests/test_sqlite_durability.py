@@ -11,7 +11,7 @@ from reliable_mq.adapters.base import TopicSpec, Topology
 from reliable_mq.adapters.sqlite import SqliteTransport
 from reliable_mq.errors import ConfigurationError, ConnectionFailed, TransportError
 from reliable_mq.message import DeadLetter, Message, Receipt, Topic
-from tests.sqlite_faults import broker_file
+from tests.sqlite_faults import FULL, broker_file
 from tests.sqlite_kit import Kit, ids, take
 from tests.waiting import eventually
 
@@ -124,6 +124,27 @@ def test_a_file_that_is_no_database(tmp_path):
     with pytest.raises(TransportError, match=r"broker.sqlite3.*not a database"):
         SqliteTransport(path).ensure(Topology((TopicSpec("t"),)))
     assert path.read_bytes().startswith(b"not a database")
+
+
+@pytest.mark.parametrize(
+    "statement", ["CREATE TABLE mq_state", "INSERT INTO mq_topic", "DELETE FROM mq_message"]
+)
+def test_a_call_that_fails_leaves_nothing_behind(statement):
+    """Declaring and discarding are done or not, and can be done again; no lock stays."""
+    with broker_file() as path:
+        kit = Kit(path)
+
+        def declare_and_discard():
+            kit.declare()
+            return kit.transport.discard("t", "g", [1])
+
+        kit.connect.fail(statement, FULL)
+        with pytest.raises(ConnectionFailed, match="the disk is full"):
+            declare_and_discard()
+
+        assert declare_and_discard() == 0
+        kit.send_many(1)
+        kit.close()
 
 
 def test_tables_of_an_application_may_live_in_the_same_file(kit):

@@ -187,6 +187,20 @@ def test_a_failure_that_passes_changes_nothing(kit, statement, text):
     assert stored(kit) == [one.id for one in messages]
 
 
+def test_an_error_that_nobody_foresaw_is_tried_again(kit, caplog):
+    """Whatever goes wrong on the publisher's thread, it lives on, and no message hangs."""
+
+    def run_out_of_memory():
+        raise MemoryError
+
+    kit.connect.before(INSERT, run_out_of_memory)
+
+    kit.send(kit.message(), kit.message())
+
+    assert stored(kit) == ["m1", "m2"]
+    assert "MemoryError" in caplog.text
+
+
 def test_a_commit_whose_answer_is_lost_is_found_out(kit):
     """Stored without an answer: the Receipt comes all the same, and nothing is stored twice."""
     kit.connect.lose("COMMIT", IO_ERROR)
