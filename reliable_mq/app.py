@@ -148,6 +148,11 @@ class ReliableMQ(Routes, Publishing):
 
         Raises: ConfigurationError when it is declared already, otherwise.
         """
+        if isinstance(groups, str):
+            msg = (
+                f"topic({name!r}, groups={groups!r}): a sequence of names, as groups=({groups!r},)"
+            )
+            raise ConfigurationError(msg)
         spec = TopicSpec(name, ordered, tuple(GroupSpec(group) for group in groups))
         if self._topics.setdefault(name, spec) != spec:
             msg = f"topic {name!r} is declared twice, with different options"
@@ -155,6 +160,11 @@ class ReliableMQ(Routes, Publishing):
         if self._runtime is not None:
             self._declare(self._connected())
         return TopicHandle(self, name, ordered=ordered, groups=tuple(groups))
+
+    def _may_declare(self) -> None:
+        if self._runtime is not None and self._runtime.consumers:
+            msg = "this app is started already: declare its consumers before start()"
+            raise ConfigurationError(msg)
 
     def include(self, routes: Routes) -> None:
         """Add the consumers of a module that has no app."""
@@ -189,7 +199,7 @@ class ReliableMQ(Routes, Publishing):
         _connected_apps.discard(self)
         if not self._stopping.acquire(timeout=budget):
             log.warning("another stop of this app goes on; this one has waited for %.1f s", budget)
-            return Stopped()
+            return Stopped(stuck=("another stop of this app goes on",))
         try:
             runtime = self._runtime
             if runtime is None:
@@ -199,11 +209,12 @@ class ReliableMQ(Routes, Publishing):
             self._stopping.release()
         if stopped:
             log.error(
-                "stopped with %d messages unconfirmed %s and %d handlers abandoned %s",
+                "stopped with %d messages unconfirmed %s and %d handlers abandoned %s; stuck: %s",
                 len(stopped.unconfirmed),
                 [one.id for one in stopped.unconfirmed[:10]],
                 len(stopped.abandoned),
                 [one.id for one in stopped.abandoned[:10]],
+                ", ".join(stopped.stuck) or "nothing",
             )
         return stopped
 
@@ -215,11 +226,12 @@ class ReliableMQ(Routes, Publishing):
         unconfirmed = self._producer.close(runtime.publisher, left)
         # Only now: handlers that publish while they drain still find the connection.
         self._runtime = None
+        self._producer.disconnect()
         try:
             runtime.transport.close()
         except ReliableMQError:
             log.warning("closing the transport failed", exc_info=True)
-        return Stopped(tuple(unconfirmed), tuple(abandoned))
+        return Stopped(tuple(unconfirmed), tuple(abandoned), runtime.stuck())
 
     def __enter__(self) -> Self:
         self.start()

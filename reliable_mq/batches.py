@@ -56,14 +56,20 @@ class Batcher:
             self._since = self._clock.monotonic()
             self._call_at(self._since + self._batch.wait, self._flush_if_due)
         self._lanes.append(lane)
-        if sum([len(one.queue) for one in self._lanes]) >= self._batch.size:
-            self._flush()
+        self.flush_if_full()
+
+    def flush_if_full(self) -> None:
+        """Hand a full bundle out at once; lanes grow also after they have joined it."""
+        if self._lanes and sum([len(one.queue) for one in self._lanes]) >= self._batch.size:
+            self.flush()
 
     def _flush_if_due(self) -> None:
         # A bundle may have gone out full since, and the next one have a time of its own.
         if self._lanes and self._clock.monotonic() >= self._since + self._batch.wait:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand out what there is."""
         lanes, self._lanes = self._lanes, []
-        self._workers.hand_out(lanes)
+        if lanes:
+            self._workers.hand_out(lanes)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from reliable_mq.errors import BatchIncomplete, PublishError, PublishUnknown
 from reliable_mq.message import Receipt
@@ -154,7 +154,8 @@ class _Bell:
     """Wakes one event loop once for all the waiters that ended since it last woke."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        # Weak: the table of bells has the loop as its key, which a bell must not keep alive.
+        self._loop = ref(loop)
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._rung = False
 
@@ -162,8 +163,10 @@ class _Bell:
         self._waiters.append(waiter)
         if not self._rung:
             self._rung = True
+            loop = self._loop()
             try:
-                self._loop.call_soon_threadsafe(self._wake)
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._wake)
             except RuntimeError:  # the loop is closed: there is nobody left to wake
                 self._waiters.clear()
 

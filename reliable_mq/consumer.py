@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
+from reliable_mq.batches import Batcher
 from reliable_mq.errors import ConnectionFailed, ReliableMQError
 from reliable_mq.events import LeasesLost, Overdue, StalledByKey, Suspected
 from reliable_mq.execution import not_run
@@ -127,6 +128,7 @@ class Consumer:
         self._max_stuck = max_stuck
         self._lane_of = lane_of
         self._workers: Workers | None = None
+        self._batcher: Batcher | None = None
         self._subscription: Subscription | None = None
         self._news = threading.Event()
         self._in_hand = InHand(credit, credit_bytes)
@@ -161,6 +163,7 @@ class Consumer:
     def open(self, workers: Workers) -> None:
         """Join the group. Raises ConfigurationError, TransportError."""
         self._workers = workers
+        self._batcher = workers if isinstance(workers, Batcher) else None
         self._subscription = self._transport.subscribe(self.subscribe, self._on_revoke)
         self._settler.subscription = self._subscription
         workers.start()
@@ -189,6 +192,8 @@ class Consumer:
         self._stop_at = deadline
         self._state = "stopping"
         self._in_hand.give(self._lanes.close())
+        if self._batcher is not None:
+            self._batcher.flush()  # nothing joins these any more
         while self._busy():
             left = deadline - self._clock.monotonic()
             if left <= 0:
@@ -202,7 +207,7 @@ class Consumer:
         self._settler.subscription = None
         if subscription is None:
             return
-        self.abandoned = [lane.current for lane in self._lanes if lane.current is not None]
+        self.abandoned = self._unfinished()
         if self._workers is not None:
             self._workers.stop()
         try:
@@ -212,6 +217,20 @@ class Consumer:
             log.warning("consumer %s: leaving the group failed", self.name, exc_info=True)
         if self._state != "failed":
             self._state = "stopped"
+
+    def left_running(self) -> list[Delivery]:
+        """What still ran when the time to stop was over. Any thread."""
+        return self.abandoned if self._subscription is None else self._unfinished()
+
+    def _unfinished(self) -> list[Delivery]:
+        found: dict[int, Delivery] = {}
+        for lane in self._lanes.snapshot():
+            turn = lane.turn
+            over = [] if turn is None else [*turn.done, *[one.delivery for one in turn.ended]]
+            for one in lane.in_run():
+                if not any(one is other for other in over):
+                    found[id(one)] = one
+        return list(found.values())
 
     def call(self, command: Callable[[Settler, Lanes], object]) -> None:
         """Have the owner thread run `command` soon. Any thread."""
@@ -234,6 +253,8 @@ class Consumer:
             self._lost(polled.lost)
         if polled.deliveries:
             self._route(polled.deliveries)
+            if self._batcher is not None:
+                self._batcher.flush_if_full()
         if self._lanes.suspects:
             # Only here, behind the poll that took the acks along: should this one kill the
             # process, what ended before it stays ended.
@@ -356,7 +377,7 @@ class Consumer:
         while True:
             self.collect()
             self._in_hand.give(self._lanes.drop(revoked))
-            running = any(_runs_one_of(lane, revoked) for lane in self._lanes)
+            running = any(one.lease in revoked for lane in self._lanes for one in lane.in_run())
             if not (running or self._settler.sending):
                 return
             left = deadline - self._clock.monotonic()
@@ -441,16 +462,3 @@ class Consumer:
         subscription = self._subscription
         if subscription is not None:
             subscription.wake()
-
-
-def _runs_one_of(lane: Lane, leases: set[Lease]) -> bool:
-    """Whether a worker runs one of these, or has run it and not reported that yet."""
-    # In this order: a delivery is among the done before it is no longer the current one.
-    current, turn = lane.current, lane.turn
-    if current is not None and current.lease in leases:
-        return True
-    if turn is None:
-        return False
-    return any(one.lease in leases for one in turn.done) or any(
-        one.delivery.lease in leases for one in turn.ended
-    )

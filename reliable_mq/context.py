@@ -81,8 +81,11 @@ class Context:
         "_ended",
         "_lease",
         "_max_body",
+        "_max_outputs",
+        "_max_outputs_bytes",
         "_now",
         "_ordinal",
+        "_output_bytes",
         "attempt",
         "deadline",
         "fence",
@@ -101,6 +104,8 @@ class Context:
         now: Callable[[], float] = SYSTEM_CLOCK.now,
         codec: Codec = JSON,
         max_body: int | None = None,
+        max_outputs: int = 1_000,
+        max_outputs_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self.message: Message = delivery.message
         self.group = group
@@ -112,6 +117,9 @@ class Context:
         self._now = now
         self._codec = codec
         self._max_body = max_body
+        self._max_outputs = max_outputs
+        self._output_bytes = 0
+        self._max_outputs_bytes = max_outputs_bytes
         self._ordinal = 0
         self._ended = False
 
@@ -198,6 +206,7 @@ class Context:
             check(message, self._max_body)
         with _GATE:
             self._refuse_after_the_end()
+            self._refuse_too_many(message)
             self.outputs.append(message)
         return id
 
@@ -205,6 +214,16 @@ class Context:
         """The handler has returned or raised: from now on `outputs` stays as it is."""
         with _GATE:
             self._ended = True
+
+    def _refuse_too_many(self, message: Message) -> None:
+        self._output_bytes += len(message.body or b"")
+        full = len(self.outputs) >= self._max_outputs
+        if full or self._output_bytes > self._max_outputs_bytes:
+            msg = (
+                f"the handler of message {self.message.id!r} publishes more than "
+                f"Limits(outputs={self._max_outputs}, outputs_bytes={self._max_outputs_bytes})"
+            )
+            raise ConfigurationError(msg)
 
     def _refuse_after_the_end(self) -> None:
         if self._ended:

@@ -129,5 +129,9 @@ class BatchFailed(ReliableMQError):
     """
 
     def __init__(self, errors: Mapping[int, BaseException]) -> None:
+        for index, error in errors.items():
+            if type(index) is not int or not isinstance(error, BaseException):
+                msg = f"BatchFailed({{{index!r}: {error!r:.80}}}): indexes map to exceptions"
+                raise TypeError(msg)
         super().__init__(f"{len(errors)} of the batch failed, at {sorted(errors)}")
         self.errors = dict(errors)

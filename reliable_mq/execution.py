@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from reliable_mq.handlers import Handler
     from reliable_mq.message import Delivery, Message
     from reliable_mq.outcome import Outcome
+    from reliable_mq.policy import Limits
 
 __all__ = ["Execution", "Runner", "not_run"]
 
@@ -94,11 +95,13 @@ class Runner:
         group: str,
         timeout: float | None,
         max_body: int,
+        limits: Limits,
         clock: Clock,
         observers: Observers,
     ) -> None:
         self.handler = handler
         self._max_body = max_body
+        self._limits = limits
         self._group = group
         self._timeout = timeout
         self._clock = clock
@@ -172,7 +175,10 @@ class Runner:
         endings, values, at = self._admit_batch(deliveries)
         if values:
             try:
-                failed = self._batch_errors(await self.handler.ainvoke(values, None), len(values))
+                handling = self.handler.ainvoke(values, None)
+                timeout = self._timeout
+                result = await (handling if timeout is None else _timed(handling, timeout))
+                failed = self._batch_errors(result, len(values))
             except BaseException as error:  # noqa: BLE001 - as above
                 failed = _errors_of(error, len(values))
             self._end_batch(deliveries, endings, at, failed)
@@ -208,6 +214,8 @@ class Runner:
             deadline=deadline,
             now=self._clock.now,
             max_body=self._max_body,
+            max_outputs=self._limits.outputs,
+            max_outputs_bytes=self._limits.outputs_bytes,
         )
 
     def _returned(

@@ -81,17 +81,22 @@ def ask(consumer: Consumer, question: Callable[[Settler, Lanes], Any]) -> Any:
     """
     answered = threading.Event()
     answer: list[Any] = []
+    failure: list[Exception] = []
 
     def command(settler: Settler, lanes: Lanes) -> None:
         try:
             answer.append(question(settler, lanes))
+        except Exception as error:  # noqa: BLE001 - it is raised where the question was asked
+            failure.append(error)
         finally:
             answered.set()
 
     consumer.call(command)
     if not consumer.threaded:
         consumer.collect()
-    if not answered.wait(PATIENCE) or not answer:
+    if answered.wait(PATIENCE) and failure:
+        raise failure[0]
+    if not answer:
         msg = f"consumer {consumer.name} did not answer within {PATIENCE} s; is it running?"
         raise TransportError(msg)
     return answer[0]

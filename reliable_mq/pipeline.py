@@ -15,7 +15,8 @@ a closed set. The pipeline decides and does nothing; the ack is the last act of 
     Retry, long                   Send a retry copy, then Ack  Wait, whatever the length
     Reject, undecodable, forged,  Send a dead letter, then     the same, and KeyGap; or
       attempts used up              Ack                          on_failure="block": Halt
-    a Send failed                 Nack, growing                Wait, growing, then Send again
+    a message of it is rejected   a failed run, as above       the same
+    a Send failed otherwise       Nack, growing                Wait, growing, then Send again
     a dead letter never fits      Hold                         Hold
 
 An outage of the broker uses up no attempt.
@@ -31,7 +32,7 @@ from msgspec.structs import replace
 
 from reliable_mq import message as wire
 from reliable_mq.deadletter import Letter, Shed
-from reliable_mq.errors import TooLarge
+from reliable_mq.errors import PublishRejected, TooLarge
 from reliable_mq.events import DeadLettered, KeyGap, Retried, SettleFailed, Undeadletterable
 from reliable_mq.message import (
     DeadLetter,
@@ -43,6 +44,7 @@ from reliable_mq.message import (
     Topic,
 )
 from reliable_mq.outcome import DONE, Reject, Retry
+from reliable_mq.policy import RetryPolicy
 from reliable_mq.story import Stories, Story, failure_of, history_to_json
 
 if TYPE_CHECKING:
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
     from reliable_mq.errors import PublishError
     from reliable_mq.events import Observers
     from reliable_mq.execution import Execution
-    from reliable_mq.policy import RetryPolicy
 
 __all__ = ["Ack", "Halt", "Hold", "Nack", "Pipeline", "Send", "Verdict", "Wait"]
 
@@ -146,6 +147,11 @@ class Pipeline:
 
     def sent(self, execution: Execution, outcomes: Sequence[Receipt | PublishError]) -> Verdict:
         """What follows when everything of a Send has ended: Ack, if all of it is stored."""
+        rejected = next((one for one in outcomes if isinstance(one, PublishRejected)), None)
+        if rejected is not None and execution.outcome is DONE:
+            # No wait can mend it: the handler published what nobody takes, so its run has failed.
+            execution.error, execution.outcome = rejected, None
+            return self.settle(execution)
         failed = next((one for one in outcomes if not isinstance(one, Receipt)), None)
         if failed is not None:
             return self.setback(execution, failed)
@@ -182,7 +188,7 @@ class Pipeline:
             execution.outcome = Reject(execution.reason)
         else:
             first = now if story.first_failed_at is None else story.first_failed_at
-            execution.outcome = self._policy.decide(
+            execution.outcome = self._decide(
                 execution.attempt, error, elapsed=max(0.0, now - first), draw=self._draw()
             )
         after = None
@@ -194,6 +200,16 @@ class Pipeline:
         story.add(
             failure_of(error, at=now, attempt=execution.attempt, host=self._host, after=after)
         )
+
+    def _decide(
+        self, attempt: int, error: BaseException, *, elapsed: float, draw: float
+    ) -> Retry | Reject:
+        try:
+            return self._policy.decide(attempt, error, elapsed=elapsed, draw=draw)
+        except Exception:
+            # The policy's functions are the user's. A message must not wait for them for ever.
+            log.exception("the RetryPolicy of group %s raised; the default decides", self._group)
+            return RetryPolicy().decide(attempt, error, elapsed=elapsed, draw=draw)
 
     def _retry(self, execution: Execution, outcome: Retry) -> Verdict:
         after = outcome.after or 0.0

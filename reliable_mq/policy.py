@@ -182,6 +182,8 @@ class Limits(Struct, frozen=True, kw_only=True):
         the deliveries of one poll.
     window: messages published and not yet confirmed, for the whole app.
     window_bytes: bytes of their bodies.
+    outputs: messages that one run of a handler may publish by its Context.
+    outputs_bytes: bytes of their bodies.
     stories: messages whose failed runs are remembered for the dead letter's history.
     """
 
@@ -189,6 +191,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     credit_bytes: int = 64 * 1024 * 1024
     window: int = 10_000
     window_bytes: int = 64 * 1024 * 1024
+    outputs: int = 1_000
+    outputs_bytes: int = 16 * 1024 * 1024
     stories: int = 10_000
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
@@ -35,6 +36,8 @@ __all__ = ["Producer"]
 log = logging.getLogger("reliable_mq.producer")
 
 EVERY_GROUP: Final = Topic()
+#: Failures that are kept until somebody looks at them; all of them are logged.
+KEPT: Final = 1_000
 
 
 class Producer:
@@ -71,7 +74,9 @@ class Producer:
         self._pending = 0
         self._pending_bytes = 0
         self._waiting = 0
-        self._failed: list[Confirmation] = []
+        self._connecting = threading.Lock()
+        #: The last failures, among them those that nobody has looked at.
+        self._failed: deque[Confirmation] = deque(maxlen=KEPT)
         _producers.add(self)
 
     def message(
@@ -111,6 +116,15 @@ class Producer:
         timeout: seconds until it ends as PublishUnknown; None: the app's `publish_timeout`.
         built: it comes from `message` as it is, and was checked there.
         """
+        confirmation = self._send(message, to, timeout, built=built)
+        if confirmation.unseen and type(confirmation._outcome) is Backpressure:  # noqa: SLF001
+            self._note(confirmation)
+        return confirmation
+
+    def _send(
+        self, message: Message, to: Destination, timeout: float | None, *, built: bool
+    ) -> Confirmation:
+        """As `send`, for who tries again when there is no room."""
         publisher = self._publisher
         if publisher is None:
             publisher = self._connected()
@@ -158,7 +172,7 @@ class Producer:
         deadline = self._monotonic() + seconds
         while True:
             left = max(0.0, deadline - self._monotonic())
-            confirmation = self.send(message, to, timeout=left, built=built)
+            confirmation = self._send(message, to, left, built=built)
             try:
                 # The adapter answers by the deadline; a second more tells its answer from ours.
                 return confirmation.result(left + 1.0)
@@ -181,10 +195,16 @@ class Producer:
 
     def unseen(self) -> int:
         """Publishes that failed and that nobody has looked at."""
-        return sum(one.unseen for one in self._failed)
+        return sum(one.unseen for one in tuple(self._failed))
 
     def disconnect(self) -> None:
         """Ask for a connection at the next publish."""
+        with self._connecting:  # whoever connects now would keep what is being closed
+            self._publisher = None
+
+    def forked(self) -> None:
+        """The same in the child of a fork, where a lock may be held for ever."""
+        self._connecting = threading.Lock()
         self._publisher = None
 
     def close(self, publisher: Publisher, timeout: float) -> list[Message]:
@@ -192,24 +212,30 @@ class Producer:
         self.disconnect()
         left = list(publisher.close(timeout))
         known = {message.id for message in left}
-        left += [one.message for one in self._failed if one.unseen and one.message.id not in known]
+        unseen = [one.message for one in tuple(self._failed) if one.unseen]
+        left += [message for message in unseen if message.id not in known]
         self._failed.clear()
         return left
 
     def _connected(self) -> Publisher:
-        self._publisher, self._max_body = self._connect()
-        return self._publisher
+        with self._connecting:
+            publisher, self._max_body = self._connect()
+            self._publisher = publisher
+        return publisher
 
     def _draw(self, messages: Iterable[Message]) -> Iterable[Confirmation | float]:
         """Yield a Confirmation per message, and in between the seconds one may wait for room."""
+        deadline: float | None = None  # of the wait for room that goes on
         for message in messages:
-            deadline = self._monotonic() + self.publish_timeout
             while True:
-                confirmation = self.send(message)
+                confirmation = self._send(message, EVERY_GROUP, None, built=False)
                 if not isinstance(confirmation.outcome, Backpressure):
+                    deadline = None
                     break
+                if deadline is None:
+                    deadline = self._monotonic() + self.publish_timeout
                 left = deadline - self._monotonic()
-                if left <= 0:
+                if left <= 0:  # so it stays until there is some: one wait, not one a message
                     break
                 yield left
             yield confirmation
@@ -232,12 +258,16 @@ class Producer:
         self._leave(0 if body is None else len(body))
         outcome = confirmation._outcome  # noqa: SLF001 - looking must not count as seeing it
         if isinstance(outcome, PublishError):
-            self._failed = [one for one in self._failed if one.unseen]
-            if len(self._failed) < self._window:
-                self._failed.append(confirmation)
-            self._observers.emit(PublishFailed(confirmation.message, outcome))
+            self._note(confirmation)
         elif self._observers and outcome is not None:
             self._observers.emit(Published(confirmation.message, outcome))
+
+    def _note(self, confirmation: Confirmation) -> None:
+        """A publish failed: it is unseen until somebody looks."""
+        self._failed.append(confirmation)
+        outcome = confirmation._outcome  # noqa: SLF001 - looking must not count as seeing it
+        if isinstance(outcome, PublishError):
+            self._observers.emit(PublishFailed(confirmation.message, outcome))
 
     def _leave(self, size: int) -> None:
         with self._lock:
@@ -273,7 +303,7 @@ _producers: WeakSet[Producer] = WeakSet()
 def _disconnect_all() -> None:
     """In the child of a fork: the next publish asks the app for a connection, which refuses."""
     for producer in _producers:
-        producer.disconnect()
+        producer.forked()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - all but Windows

@@ -106,6 +106,7 @@ class Routes:
 
         Raises: ConfigurationError, naming the remedy.
         """
+        self._may_declare()
         for name, value in others.items():
             _refuse_option(name, value)
         names = tuple(str(getattr(topic, "name", topic)) for topic in topics)
@@ -127,16 +128,16 @@ class Routes:
         _contradictions(options)
 
         def declare(function: F) -> F:
-            handler = compile_handler(
+            compile_handler(
                 function, codec=codec, content_type=content_type, batch=batch is not None
             )
-            if batch is not None and handler.is_async and timeout is not None:
-                msg = f"{handler.name}: timeout= with batch= is not built for async def handlers"
-                raise ConfigurationError(msg)
             self.declared.append(Declared(function, options))
             return function
 
         return declare
+
+    def _may_declare(self) -> None:
+        """Raise where it is too late; for routes of a module it never is."""
 
 
 def _policy(retry: object) -> RetryPolicy:
@@ -212,9 +213,12 @@ def _start_from(start: object) -> Any:
     return start
 
 
-def _batch(batch: Batch | None) -> Batch | None:
+def _batch(batch: object) -> Batch | None:
     if batch is None:
         return None
+    if not isinstance(batch, Batch):
+        msg = f"batch={batch!r}: Batch(size, wait=seconds)"
+        raise ConfigurationError(msg)
     return Batch(_at_least(1, "batch.size", batch.size), seconds("batch.wait", batch.wait))
 
 

@@ -55,13 +55,15 @@ class Stopped(Struct, frozen=True):
 
     unconfirmed: messages without a Receipt, and failures that nobody looked at.
     abandoned: messages whose handlers still ran; they come again.
+    stuck: consumers whose thread did not end in time, and why nothing more is known.
     """
 
     unconfirmed: tuple[Message, ...] = ()
     abandoned: tuple[Message, ...] = ()
+    stuck: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.unconfirmed or self.abandoned)
+        return bool(self.unconfirmed or self.abandoned or self.stuck)
 
 
 class Environment:
@@ -178,15 +180,22 @@ class Runtime:
         deadline = self._environment.clock.monotonic() + timeout
         for consumer in self.consumers:
             consumer.stop_soon(deadline)
+        # A second over, for all of them: an owner ends by the deadline and then leaves its group.
         for thread in self._threads:
-            # A second over: the owner itself ends by the deadline and then leaves its group.
-            thread.join(max(0.0, deadline - self._environment.clock.monotonic()) + LAST_SECOND)
+            thread.join(max(0.0, deadline + LAST_SECOND - self._environment.clock.monotonic()))
         if not self._environment.threads:
             for consumer in self.consumers:
                 consumer.drain(deadline)
                 consumer.close()
         self._stop_loop()
-        return [one.message for consumer in self.consumers for one in consumer.abandoned]
+        return [one.message for consumer in self.consumers for one in consumer.left_running()]
+
+    def stuck(self) -> tuple[str, ...]:
+        """Consumers whose owner thread goes on although it was told to stop."""
+        alive = [thread.is_alive() for thread in self._threads]
+        return tuple(
+            consumer.name for consumer, on in zip(self.consumers, alive, strict=False) if on
+        )
 
     def health(self) -> tuple[ConsumerHealth, ...]:
         """How the consumers are doing."""
@@ -211,6 +220,7 @@ class Runtime:
             group=options.group,
             timeout=options.timeout,
             max_body=capabilities.max_body,
+            limits=self._limits,
             clock=environment.clock,
             observers=self._observers,
         )
@@ -262,8 +272,8 @@ class Runtime:
         workers = environment.workers(consumer, handler, options.concurrency, turn, loop)
         if options.batch is not None:
             workers = Batcher(workers, options.batch, environment.clock, consumer.call_at)
+        self.consumers.append(consumer)  # first: what opens halfway has to be closed, too
         consumer.open(workers)
-        self.consumers.append(consumer)
 
     def _topics(self) -> dict[str, TopicSpec]:
         return {topic.name: topic for topic in self.topology.topics}

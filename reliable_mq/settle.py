@@ -143,6 +143,8 @@ class Settler:
         """Run the head of a halted lane again, as if it were new."""
         execution = lane.why
         self._resume(lane, "retry")
+        if self._given_up(lane, execution):
+            return
         self._lanes.run_again(lane, self._pipeline.afresh(execution), 0.0)
 
     def skip(self, lane: Lane) -> None:
@@ -150,6 +152,8 @@ class Settler:
         execution = lane.why
         execution.counted = True  # no part of a bad deploy: it goes also while that is paused
         self._resume(lane, "skip")
+        if self._given_up(lane, execution):
+            return
         self._carry_out(lane, execution, lambda: self._pipeline.skip(execution))
 
     def pause(self, reason: str) -> None:

@@ -35,7 +35,7 @@ class Report:
     dropped: deliveries that never ran, because their lease was lost.
     """
 
-    __slots__ = ("done", "dropped", "ended", "lane")
+    __slots__ = ("done", "dropped", "ended", "lane", "taken")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -43,6 +43,8 @@ class Report:
         # Hardly any turn has these, and a list that is not made is none to collect.
         self.ended: tuple[Execution, ...] = ()
         self.dropped: tuple[Delivery, ...] = ()
+        #: Of a bundle: what of this lane runs in it.
+        self.taken: tuple[Delivery, ...] = ()
 
 
 def turn_of(
@@ -75,6 +77,10 @@ def turn_of(
         if any(left_alone(lane) for lane in lanes):
             return [Report(lane) for lane in lanes]
         reports, taken = take_slices(lanes, size)
+        if timed:
+            now = monotonic()
+            for report in reports:
+                report.lane.since = now
         return _fill(reports, taken, runner.run_batch([one for _, one in taken]))
 
     async def bundle_turn_async(lanes: Sequence[Lane]) -> list[Report]:
@@ -190,6 +196,7 @@ def take_slices(
                 reports[index].dropped += (delivery,)
                 continue
             taken.append((index, delivery))
+            reports[index].taken += (delivery,)
             if delivery.redelivered >= SUSPECT:
                 return reports, taken
     return reports, taken
@@ -208,4 +215,5 @@ def _fill(
             reports[index].ended += (execution,)
     for report in reports:
         report.lane.current = None
+        report.taken = ()
     return reports

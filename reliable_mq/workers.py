@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -92,7 +93,17 @@ class ThreadWorkers:
     def _work(self) -> None:
         take, turn, put = self._ready.get, self._turn, self._mailbox.put
         while (item := take()) is not None:
-            put(turn(item))
+            try:
+                report = turn(item)
+            except BaseException as error:  # noqa: BLE001 - a thread must not end without a word
+                report = partial(_broken, error)
+            put(report)
+
+
+def _broken(error: BaseException) -> NoReturn:
+    """For the mailbox: makes the owner fail, where a worker could not even report."""
+    msg = "a worker broke, and what it had in hand comes again"
+    raise RuntimeError(msg) from error
 
 
 class LoopThread:
@@ -183,9 +194,19 @@ class LoopWorkers:
     async def _work(self) -> None:
         ready, turn, put = self._ready, self._turn, self._mailbox.put
         until = self._loop.time() + TURN_SECONDS
-        while ready and not self._stopped:
-            put(await turn(ready.popleft()))
-            if self._loop.time() >= until:
-                await asyncio.sleep(0)  # a handler that never suspends must not starve the loop
-                until = self._loop.time() + TURN_SECONDS
-        self._looking -= 1
+        try:
+            while ready and not self._stopped:
+                report: object
+                try:
+                    report = await turn(ready.popleft())
+                except BaseException as error:  # noqa: BLE001 - as in threads
+                    report = partial(_broken, error)
+                put(report)
+                if self._loop.time() >= until:
+                    await asyncio.sleep(0)  # a handler that never suspends must not starve the loop
+                    until = self._loop.time() + TURN_SECONDS
+        finally:
+            # Also when a handler cancelled its own task: what is ready needs another one.
+            self._looking -= 1
+            if ready and not self._stopped:
+                self._loop.call_soon(self._pump)

@@ -19,6 +19,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from inspect import iscoroutine
 from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
@@ -296,7 +297,11 @@ class KeyedExecutor:
             function, args = item
             error = None
             try:
-                function(*args)
+                result = function(*args)
+                if result is not None and iscoroutine(result):
+                    result.close()
+                    msg = f"{function!r} is an async def: a KeyedExecutor runs functions only"
+                    raise TypeError(msg)  # noqa: TRY301 - told as every other failure is
             except BaseException as caught:  # noqa: BLE001 - every ending is told or kept
                 error = caught
             if (error is not None or self._on_done is not None) and not self._tell(

@@ -84,6 +84,15 @@ class Lane(Struct, eq=False, gc=False):
     #: Whether nothing else runs while a worker has it.
     alone: bool = False
 
+    def in_run(self) -> list[Delivery]:
+        """What a worker runs now, or has run and not reported yet. Any thread, as a snapshot."""
+        # In this order: a delivery is among the done before it is no longer the current one.
+        current, turn = self.current, self.turn
+        running = [] if current is None else [current]
+        if turn is not None:
+            running += [*turn.taken, *turn.done, *[one.delivery for one in turn.ended]]
+        return running
+
     @property
     def why(self) -> Any:
         """What an operator needs to know about a halted lane, and decides first."""
@@ -119,6 +128,14 @@ class Lanes:
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._lanes.values())
+
+    def snapshot(self) -> list[Lane]:
+        """All lanes, for another thread to look at: as they are, or were a moment ago."""
+        while True:
+            try:
+                return list(self._lanes.values())
+            except RuntimeError:  # the owner changed them meanwhile
+                continue
 
     @property
     def suspects(self) -> int:

@@ -150,6 +150,10 @@ def test_it_is_acked_when_everything_of_a_send_is_stored_and_never_before(keyed,
         assert isinstance(follows, Ack)
         if isinstance(execution.outcome, Reject):
             assert [type(event) for event in events] == [DeadLettered, *[KeyGap] * keyed]
+    elif ending == "done" and any(isinstance(one, PublishRejected) for one in answers):
+        again = follows.delivery
+        assert isinstance(follows, Wait if keyed else Nack)
+        assert again.attempt == execution.attempt + 1
     elif isinstance(execution.outcome, Reject) and isinstance(answers[0], TooLarge):
         assert isinstance(follows, Send)
         assert execution.shed == 1
@@ -162,7 +166,7 @@ def test_it_is_acked_when_everything_of_a_send_is_stored_and_never_before(keyed,
 
 
 LIVES = st.lists(st.sampled_from([OSError, OSError, Retry, Reject, KeyboardInterrupt, None]))
-ANSWERS = st.lists(st.sampled_from([None, None, *NOT_STORED[:3]]), max_size=12)
+ANSWERS = st.lists(st.sampled_from([None, None, Backpressure, PublishUnknown]), max_size=12)
 
 
 @given(keyed=st.booleans(), long=st.booleans(), errors=LIVES, answers=ANSWERS)
@@ -243,16 +247,18 @@ class Raising(RetryPolicy):
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-def test_a_policy_that_raises_decides_nothing(keyed):
-    """It is no verdict: whoever carries out falls back on a setback, which uses up no attempt."""
+def test_a_policy_that_raises_does_not_decide(keyed):
+    """Its functions are the user's; the default policy decides, so the message ends in any case."""
     one = pipeline(keyed=keyed, policy=Raising())
-    execution = run(attempt=3, error=OSError())
-    for _ in range(3):
-        with pytest.raises(ZeroDivisionError) as caught:
-            one.settle(execution)
-        verdict = one.setback(execution, caught.value)
 
-    assert verdict == (Wait(4.0) if keyed else Nack(execution.delivery, 4.0))
+    again = one.settle(run(attempt=3, error=OSError()))
+    last = one.settle(run(attempt=5, error=OSError()))
+
+    assert isinstance(again, Wait if keyed else Nack)
+    assert again.delivery.attempt == 4
+    ((letter, to),) = last.messages
+    assert to == DeadLetter("t", "g")
+    assert wire.header(letter, "rmq-dl-reason") == "retries-exhausted"
 
 
 @given(hold=st.floats(0.1, 200), after=st.floats(0, 300))
