@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from msgspec import Struct
 
 from reliable_mq.adapters.base import DeadLetterStore, GroupSpec, TopicSpec, Topology, Transport
-from reliable_mq.consumer import ConsumerHealth
 from reliable_mq.deadletter import DeadLetters
 from reliable_mq.errors import ConfigurationError, ReliableMQError
 from reliable_mq.events import Observers
@@ -32,6 +31,7 @@ from reliable_mq.routes import Routes
 from reliable_mq.runtime import Environment, Runtime, Stopped, topology_of
 from reliable_mq.settings import DEFAULT_PUBLISH_TIMEOUT, read_settings
 from reliable_mq.topics import TopicHandle
+from reliable_mq.watch import ConsumerHealth
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence

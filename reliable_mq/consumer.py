@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Literal
-
-from msgspec import Struct
+from typing import TYPE_CHECKING
 
 from reliable_mq.batches import Batcher
 from reliable_mq.errors import ConnectionFailed, ReliableMQError
-from reliable_mq.events import LeasesLost, Overdue, StalledByKey, Suspected
+from reliable_mq.events import LeasesLost, Suspected
 from reliable_mq.execution import not_run
-from reliable_mq.ordering.lanes import HALTED, Lane, Lanes
+from reliable_mq.ordering.lanes import Lane, Lanes
 from reliable_mq.settle import InHand, Sent, Settler
 from reliable_mq.turns import Report
+from reliable_mq.watch import ConsumerHealth, State, Watch
 from reliable_mq.workers import Mailbox
 
 if TYPE_CHECKING:
@@ -43,44 +42,6 @@ log = logging.getLogger("reliable_mq.consumer")
 HEARTBEAT = 0.5
 #: Seconds between two tries to reach a broker that is gone.
 RECONNECT = 1.0
-#: Seconds between two looks at what is overdue, stalled or old.
-LOOK = 0.25
-#: Seconds without a round after which a consumer does not count as alive.
-SILENT = 10.0
-
-State = Literal[
-    "starting",
-    "running",
-    "standby",
-    "paused",
-    "disconnected",
-    "stopping",
-    "stopped",
-    "failed",
-]
-
-
-class ConsumerHealth(Struct, frozen=True, kw_only=True):
-    """How a consumer is doing. Ages are seconds; no I/O was done to find out.
-
-    live: the owner thread goes round and not too many handlers are stuck.
-    ready: it is live, and takes work or stands by to take it over.
-    """
-
-    name: str
-    topics: tuple[str, ...]
-    group: str
-    state: State
-    live: bool
-    ready: bool
-    why: str = ""
-    in_hand: int = 0
-    running: int = 0
-    overdue: int = 0
-    halted_keys: int = 0
-    suspects: int = 0
-    since_last_poll: float | None = None
-    oldest_unfinished: float | None = None
 
 
 class Consumer:
@@ -124,8 +85,6 @@ class Consumer:
         self._clock = clock
         self._observers = observers
         self._pause = pause
-        self._timeout = timeout
-        self._max_stuck = max_stuck
         self._lane_of = lane_of
         self._workers: Workers | None = None
         self._batcher: Batcher | None = None
@@ -150,13 +109,16 @@ class Consumer:
         self._why = ""
         self._stop_at: float | None = None
         self._last_poll: float | None = None
-        self._looked_at = float("-inf")
-        self._overdue: set[Lane] = set()
-        self._stalled = False
-        self._standby = False
-        self._oldest: float | None = None
-        self._running = 0
-        self._halted = 0
+        self._watch = Watch(
+            name,
+            subscribe,
+            self._lanes,
+            self._in_hand,
+            self._settler,
+            timeout=timeout,
+            max_stuck=max_stuck,
+            observers=observers,
+        )
 
     # ---- life
 
@@ -259,8 +221,8 @@ class Consumer:
             # Only here, behind the poll that took the acks along: should this one kill the
             # process, what ended before it stays ended.
             self._run_suspect()
-        if now - self._looked_at >= LOOK:
-            self._look_around(now)
+        # A transport that never lets a member wait need not say so.
+        self._watch.look(now, standby=bool(getattr(self._subscription, "standby", False)))
         return polled
 
     def left_alone(self, lane: Lane) -> Report | None:
@@ -329,8 +291,7 @@ class Consumer:
         finished += report.done
         if report.dropped:
             self._in_hand.give(report.dropped)
-        if self._overdue:
-            self._overdue.discard(report.lane)
+        self._watch.reported(report.lane)
         self._lanes.handed_back(report.lane, len(report.ended))
         for execution in report.ended:
             self._settler.settle(report.lane, execution)
@@ -391,71 +352,7 @@ class Consumer:
     def health(self) -> ConsumerHealth:
         """A snapshot, at most a quarter of a second old. Any thread, no I/O."""
         now = self._clock.monotonic()
-        last = self._last_poll
-        silent = None if last is None else max(0.0, now - last)
-        stuck = len(self._overdue) > self._max_stuck
-        state: State = self._state
-        if state == "running" and self._settler.paused:
-            state = "paused"
-        elif state == "running" and self._standby:
-            state = "standby"
-        alive = state not in ("failed", "stopped") and (silent is None or silent < SILENT)
-        return ConsumerHealth(
-            name=self.name,
-            topics=self.subscribe.topics,
-            group=self.subscribe.group,
-            state=state,
-            live=alive and not stuck,
-            ready=state in ("running", "standby") and alive and not stuck,
-            why=self._settler.paused or self._why,
-            in_hand=self._in_hand.count,
-            running=self._running,
-            overdue=len(self._overdue),
-            halted_keys=self._halted,
-            suspects=self._lanes.suspects,
-            since_last_poll=silent,
-            oldest_unfinished=self._oldest,
-        )
-
-    def _look_around(self, now: float) -> None:
-        """What only a look at all lanes shows. There are at most as many as the credit."""
-        self._looked_at = now
-        running = halted = 0
-        oldest = now
-        for lane in self._lanes:
-            current = lane.current
-            if current is not None:
-                running += 1
-                if self._timeout is not None and lane.since and now - lane.since > self._timeout:
-                    self._tell_overdue(lane, current, now - lane.since)
-            halted += lane.state is HALTED
-            head = current or (lane.queue[0] if lane.queue else None)
-            if head is not None:
-                oldest = min(oldest, head.arrived)
-        self._running, self._halted = running, halted
-        self._oldest = now - oldest if len(self._lanes) else None
-        # A transport that never lets a member wait need not say so.
-        self._standby = bool(getattr(self._subscription, "standby", False))
-        self._tell_stuck()
-        self._tell_stalled()
-
-    def _tell_overdue(self, lane: Lane, current: Delivery, seconds: float) -> None:
-        if lane in self._overdue:
-            return
-        self._overdue.add(lane)
-        log.error("message %s: its handler is overdue, %.1f s so far", current.message.id, seconds)
-        self._observers.emit(Overdue(current.message, self.subscribe.group, seconds))
-
-    def _tell_stuck(self) -> None:
-        if len(self._overdue) > self._max_stuck and not self._settler.paused:
-            self._settler.pause(f"{len(self._overdue)} handlers are stuck beyond their timeout")
-
-    def _tell_stalled(self) -> None:
-        stalled = not self._in_hand.room() and not self._busy() and not self._settler.paused
-        if stalled and not self._stalled:
-            log.warning("consumer %s: waiting keys hold all its credit", self.name)
-            self._observers.emit(StalledByKey(self.subscribe.group, len(self._lanes)))
-        self._stalled = stalled
+        return self._watch.health(now, self._state, self._why, self._last_poll)
 
     def _wake(self) -> None:
         self._news.set()

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     from reliable_mq.adapters.base import Capabilities, Order, Publisher, Transport
     from reliable_mq.clock import Clock
-    from reliable_mq.consumer import ConsumerHealth
     from reliable_mq.events import Observers
     from reliable_mq.handlers import Handler
     from reliable_mq.message import Delivery
     from reliable_mq.policy import Limits
     from reliable_mq.routes import ConsumerOptions, Declared
+    from reliable_mq.watch import ConsumerHealth
     from reliable_mq.workers import Workers
 
 __all__ = ["Environment", "Runtime", "Stopped"]

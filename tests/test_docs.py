@@ -20,12 +20,12 @@ import pytest
 
 from reliable_mq import Context, Limits, ReliableMQ
 from reliable_mq.app import Health
-from reliable_mq.consumer import ConsumerHealth, State
 from reliable_mq.deadletter import REASONS
 from reliable_mq.events import Event
 from reliable_mq.routes import NOT_BUILT, Routes
 from reliable_mq.settings import COMING, OPTIONS
 from reliable_mq.testing.inmemory import InMemory
+from reliable_mq.watch import ConsumerHealth, State
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
