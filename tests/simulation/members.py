@@ -229,7 +229,8 @@ class Member(Environment):
             if consumer._in_hand.count > consumer._in_hand.credit:
                 self.world.ledger.breaks(f"{self.name} has {consumer._in_hand.count} in hand")
             held = [one for lane in consumer._lanes for one in (*lane.queue, *lane.again)]
-            if any(one.lease.lost for one in held):
+            told = not self.world.broker.faults.disconnected
+            if told and any(one.lease.lost for one in held):
                 self.world.ledger.breaks(f"{self.name} has lost ones in hand")
 
     def crash(self) -> None:
