@@ -51,6 +51,9 @@ def run(*apps: ReliableMQ, drain: float | timedelta = 25.0) -> None:
             for app in apps:
                 app.start()
             clean = _watch(apps, over)
+        except KeyboardInterrupt:  # a second signal, before there was a wait that it could end
+            budget = 0.0
+            raise
         finally:
             clean = _stop(apps, budget) and clean
     if not clean:
