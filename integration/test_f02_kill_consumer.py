@@ -92,7 +92,9 @@ def under_load(run, kills, **plan):
     for number in range(kills):
         effects = 50 + 200 * number
         until(lambda effects=effects: run.verdict().effects >= effects, f"{effects} effects")
-        members.pop(0).kill()
+        busiest = max(members, key=lambda one: len(one.entries("deliver")))
+        members.remove(busiest)
+        busiest.kill()
         members.append(run.spawn("consumer", **plan))
     assert producer.ends() == 0
     for member in members:
