@@ -122,7 +122,10 @@ class Ledger:
         self.broken: list[str] = []
         self.plans: dict[str, Plan] = {}
         self.entries: list[Entry] = []
+        #: Ids whose ending could not be carried out; labels that were given up because the broker
+        #: took none of their outputs.
         self.set_back: set[str] = set()
+        self.refused: set[str] = set()
         self.faulty = False
         self.running_now: list[Run] = []
         self.first_run: set[tuple[tuple[str, str], str]] = set()
@@ -198,6 +201,8 @@ class Ledger:
         self.letters[place, label] += 1
         if self.letters[place, label] > 1 and not self._excused(place, label):
             self.breaks(f"{label} has two dead letters without a reason")
+        if "PublishRejected" in letter.error:
+            self.refused.add(label)
         if letter.reason == "retries-exhausted" and letter.attempts != ATTEMPTS:
             self.breaks(f"{label} was given up after {letter.attempts} runs")
         told = letter.attempts in [failure.attempt for failure in letter.history]
@@ -320,6 +325,7 @@ class Ledger:
             self.note("dead_letter", label)
         # What was mended by a replay was a dead letter, and may be one no longer.
         poison = {label: "" for label, plan in self.plans.items() if KINDS[plan.kind]}
+        poison.update(dict.fromkeys(self.refused, ""))
         verdict = check([self.entries], drained=True, poison=poison)
         if verdict.broken:
             self.breaks(str(verdict))
@@ -332,9 +338,11 @@ class Ledger:
         if found != expected:
             self.breaks(f"dead letters of {place}: {found}, expected {expected}")
         for letter in stored:
-            plan = self.plans.get(self.label(letter.message), FINE)
+            label = self.label(letter.message)
+            plan = self.plans.get(label, FINE)
             everywhere = plan.kind in ("undecodable", "odd") and place[0] == "orders"
-            if letter.reason != KINDS[plan.kind] or not (everywhere or place == BILLING):
+            reason = "retries-exhausted" if label in self.refused else KINDS[plan.kind]
+            if letter.reason != reason or not (everywhere or place == BILLING):
                 self.breaks(f"{plan} was dead-lettered in {place}: {letter.reason}")
 
     def _nothing_is_lost(self, place: tuple[str, str]) -> None:
@@ -344,7 +352,7 @@ class Ledger:
         if place[0] == "invoices":
             for label, plan in self.plans.items():
                 made = {f"{label}/{number}" for number in range(plan.outputs)}
-                ended = bool(self.effects[BILLING, label])
+                ended = self.effects[BILLING, label] and label not in self.refused
                 missing = [one for one in made if not self.effects[place, one]]
                 if ended and missing:
                     self.breaks(f"{missing} of {label} were never sent")

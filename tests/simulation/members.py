@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from reliable_mq import Limits, ReliableMQ
 from reliable_mq.adapters.base import Polled
 from reliable_mq.adapters.memory import CAPABILITIES, MemoryBroker, MemoryTransport
-from reliable_mq.errors import TooLarge
-from reliable_mq.events import SettleFailed
+from reliable_mq.errors import PublishRejected, TooLarge
+from reliable_mq.events import Retried, SettleFailed
 from reliable_mq.execution import Runner
 from reliable_mq.message import Receipt
 from reliable_mq.runtime import Environment
@@ -254,7 +254,8 @@ class Member(Environment):
         )
 
     def _hear(self, event: Any) -> None:
-        if isinstance(event, SettleFailed):
+        rejected = isinstance(event, Retried) and isinstance(event.error, PublishRejected)
+        if rejected or isinstance(event, SettleFailed):
             self.world.ledger.set_back.add(event.message.id)
 
 
