@@ -158,6 +158,8 @@ def tell(path: str, state: Any) -> None:
 
 def start(kind: type[Any], main: Any) -> None:
     """Run `main` on the plan in the arguments; 5: it ended with an error of the library's own."""
+    # As in a terminal: what a shell starts in the background inherits that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main(msgspec.json.decode(sys.argv[1], type=kind))
     except ReliableMQError as error:
