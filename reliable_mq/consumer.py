@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from reliable_mq.batches import Batcher
 from reliable_mq.errors import ConnectionFailed, ReliableMQError
@@ -20,7 +21,7 @@ from reliable_mq.events import LeasesLost, Suspected
 from reliable_mq.execution import not_run
 from reliable_mq.ordering.lanes import Lane, Lanes
 from reliable_mq.settle import InHand, Sent, Settler
-from reliable_mq.turns import Report
+from reliable_mq.turns import Progress, Report
 from reliable_mq.watch import ConsumerHealth, State, Watch
 from reliable_mq.workers import Mailbox
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from reliable_mq.events import Observers
     from reliable_mq.message import Delivery, Lease
     from reliable_mq.pipeline import Pipeline
+    from reliable_mq.turns import Gate
     from reliable_mq.workers import Workers
 
 __all__ = ["Consumer", "ConsumerHealth", "State"]
@@ -77,6 +79,8 @@ class Consumer:
     ) -> None:
         self.name = name
         self.subscribe = subscribe
+        #: What was handed to the workers and not begun, the next in front. They take from it.
+        self.waiting: deque[Any] = deque()
         #: Where workers leave their reports.
         self.mailbox = Mailbox(self._wake)
         #: Deliveries whose handlers still ran when the time to stop was over.
@@ -225,9 +229,10 @@ class Consumer:
         self._watch.look(now, standby=bool(getattr(self._subscription, "standby", False)))
         return polled
 
-    def left_alone(self, lane: Lane) -> Report | None:
-        """An empty report while the consumer is paused: workers leave lanes alone. Any thread."""
-        return Report(lane) if self._settler.paused else None
+    @property
+    def gate(self) -> Gate:
+        """While it is paused, workers leave lanes alone. Any thread."""
+        return self._settler
 
     def call_at(self, due: float, call: Callable[[], None]) -> None:
         """Call on the owner thread at `due`, monotonic seconds. The owner thread only."""
@@ -277,6 +282,9 @@ class Consumer:
         for item in self.mailbox.take():
             if isinstance(item, Report):
                 self._reported(item, finished)
+            elif isinstance(item, Progress):
+                finished += item.done
+                self._watch.reported(item.lane)
             elif isinstance(item, list):  # of a bundle
                 for report in item:
                     self._reported(report, finished)
@@ -339,7 +347,8 @@ class Consumer:
             self.collect()
             self._in_hand.give(self._lanes.drop(revoked))
             running = any(one.lease in revoked for lane in self._lanes for one in lane.in_run())
-            if not (running or self._settler.sending):
+            # The mailbox last: a worker tells what it has done before it forgets that.
+            if not (running or self._settler.sending or self.mailbox):
                 return
             left = deadline - self._clock.monotonic()
             if left <= 0:

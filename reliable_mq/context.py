@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reliable_mq.envelope import Headers, Key
     from reliable_mq.message import Delivery, Header, Message
 
-__all__ = ["Context", "current", "current_message", "enter_message", "leave_message"]
+__all__ = ["Context", "current", "current_message", "enter"]
 
 # What runs in this thread or task: message, group, attempt.
 _current: ContextVar[tuple[Message, str, int] | None] = ContextVar("reliable_mq", default=None)
@@ -43,14 +43,9 @@ def current() -> tuple[Message, str, int] | None:
     return _current.get()
 
 
-def enter_message(message: Message, group: str, attempt: int) -> None:
-    """From now on this thread or task handles `message`. For workers, before each handler."""
-    _current.set((message, group, attempt))
-
-
-def leave_message() -> None:
-    """From now on this thread or task handles nothing. For workers, when they have no more work."""
-    _current.set(None)
+#: Say what this thread or task handles from now on: message, group, attempt; None: nothing.
+#: For workers, before each handler, so there is no def around it.
+enter = _current.set
 
 
 class Named(Protocol):

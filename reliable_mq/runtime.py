@@ -25,7 +25,7 @@ from reliable_mq.handlers import compile_handler
 from reliable_mq.message import Message
 from reliable_mq.pipeline import Pipeline
 from reliable_mq.settings import open_transport
-from reliable_mq.turns import turn_of
+from reliable_mq.turns import Turns
 from reliable_mq.workers import LoopThread, LoopWorkers, ThreadWorkers
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ class Environment:
     ) -> Workers:
         """Where the handlers of this consumer run."""
         if handler.is_async:
-            return LoopWorkers(loop, count, turn, consumer.mailbox)
-        return ThreadWorkers(f"reliable-mq-{consumer.name}", count, turn, consumer.mailbox)
+            return LoopWorkers(loop, count, turn, consumer.waiting, consumer.mailbox)
+        name = f"reliable-mq-{consumer.name}"
+        return ThreadWorkers(name, count, turn, consumer.waiting, consumer.mailbox)
 
 
 class Runtime:
@@ -262,13 +263,16 @@ class Runtime:
         )
         if handler.is_async and loop is None and environment.threads:
             loop = self._own_loop()
-        turn = turn_of(
-            consumer.left_alone,
+        turns = Turns(
+            consumer.gate,
+            consumer.waiting,
+            consumer.mailbox.put,
             runner,
             batch=options.batch,
             timed=options.timeout is not None,
             clock=environment.clock,
         )
+        turn = turns.of(handler, options.batch)
         workers = environment.workers(consumer, handler, options.concurrency, turn, loop)
         if options.batch is not None:
             workers = Batcher(workers, options.batch, environment.clock, consumer.call_at)

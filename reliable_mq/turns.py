@@ -1,28 +1,34 @@
 """A turn: what a worker runs of the lane, or the bundle of lanes, that it was handed.
 
-A turn ends when the lane is empty, after so many deliveries or so long (others wait for a worker,
-too), or at the first run that needs more than an ack: the lane must not go on before that.
+A turn ends when the lane is empty, at the first run that needs more than an ack (the lane must not
+go on before that), or, after so many deliveries or so long, when another lane waits for a worker
+whose head came earlier. Where none does, the worker reports what is done and goes on: a key that
+has more than its share of the messages would fall behind with every turn that later ones have
+before it, and in the end all would wait for it alone.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
 
-from reliable_mq.context import leave_message
-from reliable_mq.ordering.lanes import SUSPECT
+from reliable_mq.context import enter
+from reliable_mq.ordering.lanes import SUSPECT, too_long
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Sequence
 
     from reliable_mq.clock import Clock
     from reliable_mq.execution import Execution, Runner
+    from reliable_mq.handlers import Handler
     from reliable_mq.message import Delivery
     from reliable_mq.ordering.lanes import Lane
     from reliable_mq.policy import Batch
 
-__all__ = ["Report", "turn_of"]
+__all__ = ["Gate", "Progress", "Report", "Turns"]
 
-#: A worker keeps a lane for so many deliveries, or so many seconds, then others have their turn.
+#: After so many deliveries, or so many seconds, a worker tells, and may have to give the lane back.
 TURN = 16
 TURN_SECONDS = 0.005
 
@@ -47,62 +53,138 @@ class Report:
         self.taken: tuple[Delivery, ...] = ()
 
 
-def turn_of(
-    left_alone: Callable[[Lane], Report | None],
-    runner: Runner,
-    *,
-    batch: Batch | None,
-    timed: bool,
-    clock: Clock,
-) -> Any:
-    """The function (or coroutine function) that workers call with what they are handed.
+class Progress:
+    """What a worker has done of a lane that it keeps."""
+
+    __slots__ = ("done", "lane")
+
+    def __init__(self, lane: Lane, done: list[Delivery]) -> None:
+        self.lane = lane
+        self.done = done
+
+
+class Gate(Protocol):
+    """What can keep the workers from running anything."""
+
+    @property
+    def paused(self) -> str:
+        """Why; "" while they may run."""
+
+
+class Turns:
+    """Runs what the workers of one consumer are handed.
 
     Args:
-        left_alone: An empty report where a lane shall not run now.
+        gate: While it is paused, lanes are given back as they are.
+        waiting: Lanes that no worker has begun yet, the next in front.
+        tell: Takes what is done of a lane that the worker keeps.
         timed: Whether it matters since when a delivery runs.
     """
-    is_async, monotonic = runner.handler.is_async, clock.monotonic
 
-    def lane_turn(lane: Lane) -> Report:
-        return left_alone(lane) or run_lane(lane, runner, monotonic, timed=timed)
+    def __init__(
+        self,
+        gate: Gate,
+        waiting: deque[Lane],
+        tell: Callable[[object], None],
+        runner: Runner,
+        *,
+        batch: Batch | None,
+        timed: bool,
+        clock: Clock,
+    ) -> None:
+        self._gate = gate
+        self._waiting = waiting
+        self._tell = tell
+        self._runner = runner
+        self._size = 0 if batch is None else batch.size
+        self._timed = timed
+        self._monotonic = clock.monotonic
+        self._rest_at = 0.0
 
-    async def lane_turn_async(lane: Lane) -> Report:
-        return left_alone(lane) or await run_lane_async(lane, runner, monotonic)
+    def of(self, handler: Handler, batch: Batch | None) -> Any:
+        """The function (or coroutine function) that workers call with what they are handed."""
+        if batch is None:
+            return self.lane_async if handler.is_async else self.lane
+        return self.bundle_async if handler.is_async else self.bundle
 
-    if batch is None:
-        return lane_turn_async if is_async else lane_turn
-    size = batch.size
+    def lane(self, lane: Lane) -> Report:
+        """One turn of a lane."""
+        report = Report(lane)
+        if not self._gate.paused:
+            lane.turn = report
+            while run_slice(report, self._runner, self._monotonic, self._timed):
+                if not self._keep(report):
+                    break
+            lane.current = None
+            enter(None)
+        return report
 
-    def bundle_turn(lanes: Sequence[Lane]) -> list[Report]:
-        if any(left_alone(lane) for lane in lanes):
+    async def lane_async(self, lane: Lane) -> Report:
+        """The same for `async def` handlers."""
+        report = Report(lane)
+        if not self._gate.paused:
+            lane.turn = report
+            while await run_slice_async(report, self._runner, self._monotonic):
+                if not self._keep(report):
+                    break
+                await self._rest()
+            lane.current = None
+            enter(None)
+        return report
+
+    def bundle(self, lanes: Sequence[Lane]) -> list[Report]:
+        """One turn of a bundle of lanes."""
+        if self._gate.paused:
             return [Report(lane) for lane in lanes]
-        reports, taken = take_slices(lanes, size)
-        if timed:
-            now = monotonic()
+        reports, taken = take_slices(lanes, self._size)
+        if self._timed:
+            now = self._monotonic()
             for report in reports:
                 report.lane.since = now
-        return _fill(reports, taken, runner.run_batch([one for _, one in taken]))
+        return _fill(reports, taken, self._runner.run_batch([one for _, one in taken]))
 
-    async def bundle_turn_async(lanes: Sequence[Lane]) -> list[Report]:
-        if any(left_alone(lane) for lane in lanes):
+    async def bundle_async(self, lanes: Sequence[Lane]) -> list[Report]:
+        """The same for `async def` handlers."""
+        if self._gate.paused:
             return [Report(lane) for lane in lanes]
-        reports, taken = take_slices(lanes, size)
-        return _fill(reports, taken, await runner.run_batch_async([one for _, one in taken]))
+        reports, taken = take_slices(lanes, self._size)
+        return _fill(reports, taken, await self._runner.run_batch_async([one for _, one in taken]))
 
-    return bundle_turn_async if is_async else bundle_turn
+    def _keep(self, report: Report) -> bool:
+        """Whether the worker goes on with the lane, behind telling what is done of it."""
+        lane = report.lane
+        if lane.alone or self._gate.paused or report.dropped or too_long(lane.queue):
+            return False
+        try:
+            if lane.queue[0].arrived >= self._waiting[0].queue[0].arrived:
+                return False
+        except IndexError:  # one of the two has just been emptied: nobody waits
+            pass
+        # In this order: whoever asks what is in run must not find a gap.
+        self._tell(Progress(lane, report.done))
+        report.done = []
+        return True
+
+    async def _rest(self) -> None:
+        """Leave the event loop to others, if that was not done for a while.
+
+        For all tasks together: where handlers suspend, hardly any of them has to.
+        """
+        now = self._monotonic()
+        if now >= self._rest_at:
+            self._rest_at = now + TURN_SECONDS
+            await asyncio.sleep(0)
 
 
-def run_lane(
-    lane: Lane,
+def run_slice(
+    report: Report,
     runner: Runner,
     monotonic: Callable[[], float],
-    *,
-    timed: bool = False,
-) -> Report:
-    """One turn of a lane: run its deliveries until one needs more than an ack."""
-    report = lane.turn = Report(lane)
-    done = report.done
-    queue, run = lane.queue, runner.run
+    timed: bool,  # noqa: FBT001 - by position: called for each message, where each has a key
+) -> bool:
+    """Run deliveries of a lane until one needs more than an ack; True: until others may want to."""
+    lane, done, run = report.lane, report.done, runner.run
+    queue = lane.queue
     until = 0.0
     while queue:
         try:
@@ -128,21 +210,14 @@ def run_lane(
             if not until:
                 until = now + TURN_SECONDS
             elif now >= until or len(done) >= TURN:
-                break
-    lane.current = None
-    leave_message()
-    return report
+                return True
+    return False
 
 
-async def run_lane_async(
-    lane: Lane,
-    runner: Runner,
-    monotonic: Callable[[], float],
-) -> Report:
+async def run_slice_async(report: Report, runner: Runner, monotonic: Callable[[], float]) -> bool:
     """The same for `async def` handlers."""
-    report = lane.turn = Report(lane)
-    done = report.done
-    queue, run = lane.queue, runner.run_async
+    lane, done, run = report.lane, report.done, runner.run_async
+    queue = lane.queue
     until = 0.0
     while queue:
         try:
@@ -165,10 +240,8 @@ async def run_lane_async(
             if not until:
                 until = now + TURN_SECONDS
             elif now >= until or len(done) >= TURN:
-                break
-    lane.current = None
-    leave_message()
-    return report
+                return True
+    return False
 
 
 def take_slices(

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,36 +65,49 @@ class ThreadWorkers:
     Args:
         count: Threads, which is the concurrency.
         turn: Runs one item and returns what the owner shall hear.
-        mailbox: Where that goes.
+        waiting: Where items stand until a thread takes them; anybody may look at it.
+        mailbox: Where reports go.
     """
 
     def __init__(
-        self, name: str, count: int, turn: Callable[[Any], object], mailbox: Mailbox
+        self,
+        name: str,
+        count: int,
+        turn: Callable[[Any], object],
+        waiting: deque[Any],
+        mailbox: Mailbox,
     ) -> None:
-        self._ready: SimpleQueue[Any] = SimpleQueue()
+        self._waiting = waiting
+        #: One for each item that waits; False ends a thread.
+        self._tokens: SimpleQueue[bool] = SimpleQueue()
         self._turn = turn
         self._mailbox = mailbox
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True)
             for index in range(count)
         ]
-        self.hand_out = self._ready.put
 
     def start(self) -> None:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
 
+    def hand_out(self, item: Any) -> None:
+        """Queue an item, and a token that wakes a thread."""
+        self._waiting.append(item)
+        self._tokens.put(True)  # noqa: FBT003 - it is no option
+
     def stop(self) -> None:
         """Let each thread end after what it runs now."""
         for _ in self._threads:
-            self._ready.put(None)
+            self._tokens.put(False)  # noqa: FBT003 - as above
 
     def _work(self) -> None:
-        take, turn, put = self._ready.get, self._turn, self._mailbox.put
-        while (item := take()) is not None:
+        token, take = self._tokens.get, self._waiting.popleft
+        turn, put = self._turn, self._mailbox.put
+        while token():
             try:
-                report = turn(item)
+                report = turn(take())
             except BaseException as error:  # noqa: BLE001 - a thread must not end without a word
                 report = partial(_broken, error)
             put(report)
@@ -141,6 +154,8 @@ class LoopWorkers:
 
     Args:
         turn: Coroutine function that runs one item and returns what the owner shall hear.
+        waiting: Where items stand until a task takes them; anybody may look at it.
+        mailbox: Where reports go.
     """
 
     def __init__(
@@ -148,18 +163,21 @@ class LoopWorkers:
         loop: asyncio.AbstractEventLoop,
         count: int,
         turn: Callable[[Any], Awaitable[object]],
+        waiting: deque[Any],
         mailbox: Mailbox,
     ) -> None:
         self._loop = loop
         self._count = count
         self._turn = turn
         self._mailbox = mailbox
-        self._ready: deque[Any] = deque()
+        self._waiting = waiting
         self._called = False
         self._tasks: set[asyncio.Task[None]] = set()
         #: Tasks that still look for work. Not len(_tasks): a task that found none is discarded
         #: only a loop turn later, and an item handed out in between would have nobody.
         self._looking = 0
+        #: When all of them together have had the loop for long enough.
+        self._until = 0.0
         self._stopped = False
 
     def start(self) -> None:
@@ -167,7 +185,7 @@ class LoopWorkers:
 
     def hand_out(self, item: Any) -> None:
         """Queue an item and wake the loop, once a burst."""
-        self._ready.append(item)
+        self._waiting.append(item)
         if not self._called:
             self._called = True
             self._loop.call_soon_threadsafe(self._pump)
@@ -180,33 +198,33 @@ class LoopWorkers:
 
     def _pump(self) -> None:
         self._called = False  # before looking: what is appended from here on calls again
-        wanted = min(len(self._ready), self._count - self._looking)
+        wanted = min(len(self._waiting), self._count - self._looking)
         for _ in range(wanted):
             self._looking += 1
-            task = self._loop.create_task(self._work())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.add(self._loop.create_task(self._work()))
 
     def _cancel(self) -> None:
         for task in self._tasks:
             task.cancel()
 
     async def _work(self) -> None:
-        ready, turn, put = self._ready, self._turn, self._mailbox.put
-        until = self._loop.time() + TURN_SECONDS
+        waiting, turn, put, now = self._waiting, self._turn, self._mailbox.put, self._loop.time
         try:
-            while ready and not self._stopped:
+            while waiting and not self._stopped:
                 report: object
                 try:
-                    report = await turn(ready.popleft())
+                    report = await turn(waiting.popleft())
                 except BaseException as error:  # noqa: BLE001 - as in threads
                     report = partial(_broken, error)
                 put(report)
-                if self._loop.time() >= until:
-                    await asyncio.sleep(0)  # a handler that never suspends must not starve the loop
-                    until = self._loop.time() + TURN_SECONDS
+                if now() >= self._until:
+                    # A handler that never suspends must not starve the loop. One limit for all
+                    # tasks: where handlers do suspend, hardly any of them comes by here.
+                    self._until = now() + TURN_SECONDS
+                    await asyncio.sleep(0)
         finally:
-            # Also when a handler cancelled its own task: what is ready needs another one.
+            # Also when a handler cancelled its own task: what waits needs another one.
             self._looking -= 1
-            if ready and not self._stopped:
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            if waiting and not self._stopped:
                 self._loop.call_soon(self._pump)

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from reliable_mq.context import Context, current, current_message, enter_message, leave_message
+from reliable_mq.context import Context, current, current_message, enter
 from reliable_mq.errors import ConfigurationError, PublishRejected, TooLarge
 from reliable_mq.ids import derived_id
 from reliable_mq.message import Delivery, Lease, Message
@@ -18,9 +18,9 @@ def made(**options):
 
 @pytest.fixture(autouse=True)
 def _nothing_in_hand():
-    leave_message()
+    enter(None)
     yield
-    leave_message()
+    enter(None)
 
 
 def test_what_a_context_tells():
@@ -134,7 +134,7 @@ def test_concurrent_publishes_have_different_ids():
 def test_the_message_in_hand():
     """It is known in the thread that handles it, and in no other."""
     assert current_message() is None
-    enter_message(INCOMING, "billing", 3)
+    enter((INCOMING, "billing", 3))
     assert current_message() is INCOMING
     assert current() == (INCOMING, "billing", 3)
     elsewhere = []
@@ -142,7 +142,7 @@ def test_the_message_in_hand():
     thread.start()
     thread.join()
     assert elsewhere == [None]
-    leave_message()
+    enter(None)
     assert current() is None
 
 
@@ -150,7 +150,7 @@ def test_the_message_in_hand_of_a_task():
     """Each task has its own, and passes it on to the tasks it starts."""
 
     async def handle(message):
-        enter_message(message, "g", 1)
+        enter((message, "g", 1))
         await asyncio.sleep(0)
         return await asyncio.create_task(ask()) is message
 

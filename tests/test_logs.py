@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from reliable_mq.context import enter_message, leave_message
+from reliable_mq.context import enter
 from reliable_mq.logs import MessageFilter
 from reliable_mq.message import Message
 
@@ -18,14 +18,14 @@ def filtered(**extra):
 
 @pytest.fixture(autouse=True)
 def _nothing_in_hand():
-    leave_message()
+    enter(None)
     yield
-    leave_message()
+    enter(None)
 
 
 def test_inside_a_handler():
     """A record tells which message is in hand."""
-    enter_message(Message("id-1", "orders", b"customer-7"), "billing", 2)
+    enter((Message("id-1", "orders", b"customer-7"), "billing", 2))
     assert filtered() == ("id-1", "orders", "billing", "customer-7", 2)
 
 
@@ -38,13 +38,13 @@ def test_keys_that_are_no_text():
     """No key, an empty one and a binary one are told apart, and are text."""
     expected = {None: "-", b"": "", b"\xff\x00": r"\\xff\x00", "é".encode(): "é"}
     for key, text in expected.items():
-        enter_message(Message("id-1", "orders", key), "g", 1)
+        enter((Message("id-1", "orders", key), "g", 1))
         assert filtered()[3] == text
 
 
 def test_nothing_can_forge_a_line():
     """Control characters of ids and keys are escaped, and long ones are cut."""
-    enter_message(Message("id\nERROR forged", "t\x1b[31m", b"k\r\n" * 1000), "g", 1)
+    enter((Message("id\nERROR forged", "t\x1b[31m", b"k\r\n" * 1000), "g", 1))
     message_id, topic, _, key, _ = filtered()
     assert message_id == r"id\nERROR forged"
     assert topic == r"t\x1b[31m"
@@ -54,7 +54,7 @@ def test_nothing_can_forge_a_line():
 
 def test_what_a_record_has_already_stays():
     """`extra=` and a filter that ran in the handler's thread win."""
-    enter_message(Message("id-1", "orders"), "g", 1)
+    enter((Message("id-1", "orders"), "g", 1))
     assert filtered(key="mine", message_id="theirs")[:4] == ("theirs", "orders", "g", "mine")
 
 

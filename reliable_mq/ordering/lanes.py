@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from reliable_mq.message import Lease
 
-__all__ = ["HALTED", "READY", "WAITING", "Lane", "Lanes"]
+__all__ = ["HALTED", "READY", "WAITING", "Lane", "Lanes", "too_long"]
 
 READY, WAITING, HALTED = "ready", "waiting", "halted"
 
@@ -56,6 +56,11 @@ class Queue(list[Delivery]):
     def popleft(self) -> Delivery:
         """The first; IndexError if there is none."""
         return self.pop(0)
+
+
+def too_long(queue: Queue | deque[Delivery]) -> bool:
+    """Whether it should become a deque, which it can while no worker has the lane."""
+    return len(queue) > LONG and isinstance(queue, Queue)
 
 
 class Lane(Struct, eq=False, gc=False):
@@ -168,8 +173,10 @@ class Lanes:
         if endings:
             lane.state = WAITING
             lane.endings = endings
-        else:
+        elif lane.queue:
             self._go_on(lane)
+        else:  # run to its end, as most are
+            self._forget(lane)
 
     def ended(self, lane: Lane) -> None:
         """One ending is carried out; when it was the last, the lane goes on."""
@@ -280,7 +287,7 @@ class Lanes:
 
     def _go_on(self, lane: Lane) -> None:
         # No worker has the lane, so its queue may become another one.
-        if len(lane.queue) > LONG and isinstance(lane.queue, Queue):
+        if too_long(lane.queue):
             lane.queue = deque(lane.queue)
         due, lane.due = lane.due, 0.0
         if lane.again:
@@ -294,7 +301,7 @@ class Lanes:
 
     def _ready(self, lane: Lane) -> None:
         if not lane.queue or not self._open:  # run to its end, dropped while it waited, or closed
-            del self._lanes[lane.key]
+            self._forget(lane)
             return
         lane.state = READY
         if self._solitary is not None or self._paused:
@@ -304,6 +311,9 @@ class Lanes:
         else:
             self.busy += 1
             self._hand_out(lane)
+
+    def _forget(self, lane: Lane) -> None:
+        del self._lanes[lane.key]
 
 
 def _emptied(deliveries: deque[Delivery] | list[Delivery]) -> Iterator[Delivery]:

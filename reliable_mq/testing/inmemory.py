@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -290,22 +289,22 @@ class _InlineWorkers:
         self._consumer = consumer
         self._turn = turn
         self._run = run
-        self._ready: deque[Any] = deque()
+        self._waiting = consumer.waiting
 
     def start(self) -> None:
         """Nothing to start."""
 
     def stop(self) -> None:
         """Run nothing further."""
-        self._ready.clear()
+        self._waiting.clear()
 
     def hand_out(self, item: Any) -> None:
         """Keep it."""
-        self._ready.append(item)
+        self._waiting.append(item)
 
     def take(self) -> list[_Turn]:
         """All that is ready."""
-        ready, self._ready = self._ready, deque()
+        ready = [self._waiting.popleft() for _ in range(len(self._waiting))]
         return [_Turn(self._consumer, self._turn, item, self._run) for item in ready]
 
 

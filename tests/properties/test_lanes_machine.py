@@ -27,12 +27,20 @@ from reliable_mq.message import Delivery, Lease, Message
 from reliable_mq.ordering.lanes import HALTED, SUSPECT, Lanes
 from reliable_mq.policy import Batch
 from reliable_mq.testing.clock import FakeClock
-from reliable_mq.turns import Report, turn_of
+from reliable_mq.turns import Progress, Turns
 
 EXAMPLES = 3_000 if os.environ.get("RELIABLE_MQ_LONG") else 150
 ACTS = ["ack", "again", "again", "later", "halt"]
 SEEDS = st.integers(0, 9_999)
 PICK = st.integers(0, 5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_turns():
+    """A turn tells, and may be over, after two deliveries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reliable_mq.turns.TURN", 2)
+        yield
 
 
 class Suspended:
@@ -85,13 +93,16 @@ class LanesMachine(RuleBasedStateMachine):
             run_async=self.run_one,
             run_batch_async=self.run_bundle,
         )
-        self.turn = turn_of(
-            lambda lane: Report(lane) if self.paused else None,
+        turns = Turns(
+            self,
+            self.handed,
+            self.reports.append,
             runner,
             batch=self.batch,
             timed=False,
             clock=self.clock,
         )
+        self.turn = turns.of(runner.handler, self.batch)
 
     # ---- what the lanes call
 
@@ -123,6 +134,7 @@ class LanesMachine(RuleBasedStateMachine):
         suspects = [one for one in (*others, *deliveries) if one.redelivered >= SUSPECT]
         if suspects:
             assert others == [], "a suspect has company"
+            assert self.reports == [], "a suspect runs before the acks of what ended before it"
             assert len(deliveries) == 1, "a suspect has company in its bundle"
             assert self.lanes.busy == 1, "a suspect has company that may begin at any time"
         keys = [self.key_of(one) for one in others]
@@ -163,7 +175,9 @@ class LanesMachine(RuleBasedStateMachine):
         for key in keys:
             self.serial += 1
             id = str(self.serial)
-            delivery = Delivery(Message(id, "t", key), Lease(), redelivered=redelivered)
+            delivery = Delivery(
+                Message(id, "t", key), Lease(), redelivered=redelivered, arrived=float(self.serial)
+            )
             self.open[id] = delivery
             self.arrived.setdefault(self.key_of(delivery), []).append(id)
             self.lanes.add(self.key_of(delivery), delivery)
@@ -235,10 +249,15 @@ class LanesMachine(RuleBasedStateMachine):
 
     def collect(self):
         """The owner hears what became of turns."""
-        reports, self.reports = self.reports, []
+        reports = self.reports.copy()
+        self.reports.clear()
         for item in reports:
             for report in item if isinstance(item, list) else [item]:
-                for delivery in (*report.done, *report.dropped):
+                for delivery in report.done:
+                    self.end(delivery)
+                if isinstance(report, Progress):
+                    continue
+                for delivery in report.dropped:
                     self.end(delivery)
                 self.lanes.handed_back(report.lane, len(report.ended))
                 self.pending += [(report.lane, execution) for execution in report.ended]
@@ -332,9 +351,21 @@ class LanesMachine(RuleBasedStateMachine):
     @invariant()
     def busy_is_what_workers_have(self):
         """Lanes count what they handed out and did not get back."""
-        reported = sum(len(one) if isinstance(one, list) else 1 for one in self.reports)
+        given_back = [one for one in self.reports if not isinstance(one, Progress)]
+        reported = sum(len(one) if isinstance(one, list) else 1 for one in given_back)
         held = sum(len(worker.lanes) for worker in self.workers)
         assert len(self.handed) + held + reported == self.lanes.busy
+
+    @invariant()
+    def what_runs_is_found(self):
+        """A revocation finds each run that the owner has not heard the end of."""
+        found = [one for lane in self.lanes for one in lane.in_run()]
+        told = [one for report in self.reports for one in getattr(report, "done", ())]
+        found_ids = {one.message.id for one in (*found, *told)}
+        runs = {one.message.id for one in self.running()}
+        pending = {execution.delivery.message.id for _, execution in self.pending}
+        assert runs <= found_ids
+        assert (self.returned & set(self.open)) - pending <= found_ids
 
     @invariant()
     def nothing_ends_twice(self):
@@ -433,9 +464,9 @@ class Company(Lanes):
 class Leaking(Lanes):
     """Empty lanes are kept."""
 
-    def _ready(self, lane):
-        if lane.queue or not self._open:
-            super()._ready(lane)
+    def _forget(self, lane):
+        if not self._open:
+            super()._forget(lane)
 
 
 @pytest.mark.parametrize("broken", [TwoWorkers, Overtaken, NoWait, Company, Leaking])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -82,7 +81,7 @@ class Workers:
 
     def __init__(self, member: Member, consumer: Any, turn: Any, count: int) -> None:
         self.member, self.consumer, self.turn, self.count = member, consumer, turn, count
-        self.ready: deque[Any] = deque()
+        self.ready = consumer.waiting
         self.begun: list[tuple[Any, Any]] = []
         self.stopped = False
         self.hand_out = self.ready.append
