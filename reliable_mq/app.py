@@ -13,14 +13,15 @@ import os
 import threading
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
-from reliable_mq.adapters.base import DeadLetterStore, GroupSpec, TopicSpec, Topology, Transport
+from reliable_mq.adapters.base import DeadLetterStore, Topology, Transport
 from reliable_mq.deadletter import DeadLetters
 from reliable_mq.errors import ConfigurationError, ReliableMQError
 from reliable_mq.events import Observers
+from reliable_mq.fitting import topology_of
 from reliable_mq.operate import Halted, ask, no_consumer
 from reliable_mq.outcome import seconds
 from reliable_mq.policy import Limits
@@ -28,25 +29,23 @@ from reliable_mq.producer import Producer
 from reliable_mq.publishing import Publishing
 from reliable_mq.refusals import refuse_all, unknown
 from reliable_mq.routes import Routes
-from reliable_mq.runtime import Environment, Runtime, Stopped, topology_of
+from reliable_mq.runtime import Environment, Runtime, Stopped
 from reliable_mq.settings import DEFAULT_PUBLISH_TIMEOUT, read_settings
-from reliable_mq.topics import TopicHandle
+from reliable_mq.topics import TopicHandle, Topics
 from reliable_mq.watch import ConsumerHealth
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping
     from datetime import timedelta
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from reliable_mq.adapters.base import Publisher
+    from reliable_mq.adapters.base import Publisher, TopicSpec
     from reliable_mq.context import Context
     from reliable_mq.events import Event
 
 __all__ = ["Health", "ReliableMQ"]
-
-T = TypeVar("T")
 
 log = logging.getLogger("reliable_mq.app")
 
@@ -68,7 +67,7 @@ class Health(Struct, frozen=True, kw_only=True):
     consumers: tuple[ConsumerHealth, ...] = ()
 
 
-class ReliableMQ(Routes, Publishing):
+class ReliableMQ(Routes, Publishing, Topics):
     """Publishes to and consumes from one broker. Any thread, unless a method says otherwise.
 
     Args:
@@ -136,30 +135,9 @@ class ReliableMQ(Routes, Publishing):
 
     # ---- declaring
 
-    def topic(
-        self,
-        name: str,
-        type: type[T] | None = None,  # noqa: A002 - it types the handle
-        *,
-        groups: Sequence[str] = (),
-        ordered: bool = True,
-    ) -> TopicHandle[T]:
-        """Declare a topic, with the groups whose queues shall exist before anybody publishes.
-
-        Raises: ConfigurationError when it is declared already, otherwise.
-        """
-        if isinstance(groups, str):
-            msg = (
-                f"topic({name!r}, groups={groups!r}): a sequence of names, as groups=({groups!r},)"
-            )
-            raise ConfigurationError(msg)
-        spec = TopicSpec(name, ordered, tuple(GroupSpec(group) for group in groups))
-        if self._topics.setdefault(name, spec) != spec:
-            msg = f"topic {name!r} is declared twice, with different options"
-            raise ConfigurationError(msg)
+    def _topics_changed(self) -> None:
         if self._runtime is not None:
             self._declare(self._connected())
-        return TopicHandle(self, name, ordered=ordered, groups=tuple(groups))
 
     def _may_declare(self) -> None:
         if self._runtime is not None and self._runtime.consumers:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from reliable_mq.adapters.base import GroupSpec, Subscribe, TopicSpec, Topology
+from reliable_mq.adapters.base import Subscribe
 from reliable_mq.batches import Batcher
 from reliable_mq.clock import SYSTEM_CLOCK
 from reliable_mq.consumer import Consumer
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.execution import Runner
+from reliable_mq.fitting import check_against, credit_of, keyed_of, lane_of, order_of
 from reliable_mq.handlers import compile_handler
 from reliable_mq.message import Message
 from reliable_mq.pipeline import Pipeline
@@ -30,13 +31,12 @@ from reliable_mq.workers import LoopThread, LoopWorkers, ThreadWorkers
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from reliable_mq.adapters.base import Capabilities, Order, Publisher, Transport
+    from reliable_mq.adapters.base import Publisher, TopicSpec, Topology, Transport
     from reliable_mq.clock import Clock
     from reliable_mq.events import Observers
     from reliable_mq.handlers import Handler
-    from reliable_mq.message import Delivery
     from reliable_mq.policy import Limits
     from reliable_mq.routes import ConsumerOptions, Declared
     from reliable_mq.watch import ConsumerHealth
@@ -230,7 +230,7 @@ class Runtime:
             group=options.group,
             policy=options.retry,
             on_failure=options.on_failure,
-            keyed=_keyed(options.order_by),
+            keyed=keyed_of(options.order_by),
             max_hold=capabilities.max_hold,
             stories=self._limits.stories,
             clock=environment.clock,
@@ -243,12 +243,12 @@ class Runtime:
             Subscribe(
                 topics=options.topics,
                 group=options.group,
-                order=_order(options.order_by),
+                order=order_of(options.order_by),
                 start=options.start_from,
             ),
             pipeline,
-            lane_of=_lane_of(options.order_by),
-            credit=_credit(options, self._limits),
+            lane_of=lane_of(options.order_by),
+            credit=credit_of(options, self._limits),
             credit_bytes=self._limits.credit_bytes,
             timeout=None if handler.is_async else options.timeout,
             dead_letter_limit=options.dead_letter_limit,
@@ -291,106 +291,3 @@ class Runtime:
         if self._loop is not None:
             self._loop.stop(LAST_SECOND)
             self._loop = None
-
-
-def topology_of(
-    topics: Mapping[str, TopicSpec], declared: Sequence[Declared], mode: Any
-) -> Topology:
-    """What an app declares: its topics, and those of its consumers with their groups.
-
-    Raises: ConfigurationError when two consumers of one group start at different places.
-    """
-    specs = dict(topics)
-    for one in declared:
-        options = one.options
-        for name in options.topics:
-            spec = specs.get(name) or TopicSpec(name)
-            groups = {group.name: group for group in spec.groups}
-            known = groups.get(options.group)
-            starts = {options.start_from} | ({known.start} if known else set())
-            if len(starts - {None}) > 1:
-                msg = f"group {options.group!r} of {name!r} starts at two places; name one"
-                raise ConfigurationError(msg)
-            if known is None or known.start is None:
-                groups[options.group] = GroupSpec(options.group, options.start_from)
-            specs[name] = TopicSpec(name, spec.ordered, tuple(groups.values()))
-    return Topology(tuple(specs.values()), mode)
-
-
-def check_against(
-    options: ConsumerOptions,
-    handler: str,
-    capabilities: Capabilities,
-    topics: Mapping[str, TopicSpec],
-    limits: Limits,
-) -> None:
-    """Refuse what this broker, these topics or these limits cannot honour; name the remedy."""
-    order, broker = _order(options.order_by), capabilities.name
-    if order != "none":
-        for name in options.topics:
-            if not topics[name].ordered:
-                msg = f"{handler}: topic {name!r} is declared ordered=False; use order_by='none'"
-                raise ConfigurationError(msg)
-        if capabilities.key_order == "none":
-            msg = f"{handler}: {broker} keeps no order; use order_by='none'"
-            raise ConfigurationError(msg)
-    if options.start_from is not None and options.start_from not in capabilities.starts:
-        msg = f"{handler}: {broker} cannot start a group from {options.start_from!r}; leave it out"
-        raise ConfigurationError(msg)
-    hold = capabilities.max_hold
-    if hold is not None and options.timeout is not None and options.timeout >= hold:
-        msg = f"{handler}: timeout={options.timeout} must be below the {hold} s that {broker} waits"
-        raise ConfigurationError(msg)
-    needed = max(options.concurrency, options.batch.size if options.batch else 0)
-    if limits.credit is not None and limits.credit < needed:
-        msg = f"{handler}: Limits(credit={limits.credit}) is less than the {needed} it runs at once"
-        raise ConfigurationError(msg)
-
-
-def _credit(options: ConsumerOptions, limits: Limits) -> int:
-    """Enough to keep the workers fed, little enough to leave other members their share."""
-    if limits.credit is not None:
-        return limits.credit
-    batch = options.batch.size if options.batch else 1
-    return max(min(1_000, 64 * options.concurrency), 2 * options.concurrency * batch)
-
-
-def _order(order_by: Any) -> Order:
-    # The broker knows keys, not functions: for one of those, one member has the whole partition.
-    return "partition" if callable(order_by) else order_by
-
-
-def _lane_of(order_by: Any) -> Callable[[Delivery], Hashable]:
-    if order_by == "key":
-        return lambda one: (
-            one.lease
-            if one.message.key is None
-            else (one.message.topic, one.partition, one.message.key)
-        )
-    if order_by == "partition":
-        return lambda one: (one.message.topic, one.partition)
-    if order_by == "none":
-        return lambda one: one.lease
-
-    def lane_of(one: Delivery) -> Hashable:
-        key = order_by(one.message)
-        hash(key)  # what cannot be a key raises here, as a failure of this message alone
-        return one.lease if key is None else (one.message.topic, one.partition, key)
-
-    return lane_of
-
-
-def _keyed(order_by: Any) -> Callable[[Delivery], bool]:
-    if order_by == "key":
-        return lambda one: one.message.key is not None
-    if order_by in ("partition", "none"):
-        return lambda _: order_by == "partition"
-    lane_of = _lane_of(order_by)
-
-    def keyed(one: Delivery) -> bool:
-        try:
-            return lane_of(one) is not one.lease
-        except Exception:  # noqa: BLE001 - it has no key, and its failed run says why
-            return False
-
-    return keyed

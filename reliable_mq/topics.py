@@ -1,17 +1,20 @@
-"""A declared topic as a handle: its name, its payload type, and publishing to it."""
+"""Declaring topics; each is a handle with its name, its payload type, and publishing to it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from reliable_mq.adapters.base import GroupSpec, TopicSpec
+from reliable_mq.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Sequence
 
     from reliable_mq.confirmation import Confirmation
     from reliable_mq.message import Message, Receipt
     from reliable_mq.publishing import Publishing
 
-__all__ = ["TopicHandle"]
+__all__ = ["TopicHandle", "Topics"]
 
 T = TypeVar("T")
 
@@ -44,3 +47,44 @@ class TopicHandle(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<topic {self.name!r}>"
+
+
+class Topics:
+    """Declares topics. For the app, which holds them."""
+
+    _topics: dict[str, TopicSpec]
+
+    @overload
+    def topic(
+        self, name: str, type: type[T], *, groups: Sequence[str] = (), ordered: bool = True
+    ) -> TopicHandle[T]: ...
+    @overload
+    def topic(
+        self, name: str, type: None = None, *, groups: Sequence[str] = (), ordered: bool = True
+    ) -> TopicHandle[Any]: ...
+    def topic(
+        self,
+        name: str,
+        type: type[T] | None = None,  # noqa: A002 - it types the handle
+        *,
+        groups: Sequence[str] = (),
+        ordered: bool = True,
+    ) -> TopicHandle[Any]:
+        """Declare a topic, with the groups whose queues shall exist before anybody publishes.
+
+        Raises: ConfigurationError when it is declared already, otherwise.
+        """
+        if isinstance(groups, str):
+            msg = (
+                f"topic({name!r}, groups={groups!r}): a sequence of names, as groups=({groups!r},)"
+            )
+            raise ConfigurationError(msg)
+        spec = TopicSpec(name, ordered, tuple(GroupSpec(group) for group in groups))
+        if self._topics.setdefault(name, spec) != spec:
+            msg = f"topic {name!r} is declared twice, with different options"
+            raise ConfigurationError(msg)
+        self._topics_changed()
+        return TopicHandle(self, name, ordered=ordered, groups=tuple(groups))  # type: ignore[arg-type]  # an app is both
+
+    def _topics_changed(self) -> None:
+        """For the app, which may have to tell the broker."""

@@ -10,6 +10,8 @@ from benchmarks import scenarios, sqlite
 from benchmarks.harness import SCENARIOS, Bench, Counts, Floor, chosen, run, tell
 from benchmarks.workload import HEAD, count
 
+pytestmark = pytest.mark.slow
+
 scenarios.load()
 
 KEYS = {

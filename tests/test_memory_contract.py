@@ -103,6 +103,7 @@ class TestMemoryInVirtualTime(TransportContract):
         return VirtualHarness()
 
 
+@pytest.mark.slow
 class TestMemoryInRealTime(TransportContract):
     @pytest.fixture
     def harness(self, request):

@@ -12,6 +12,8 @@ import pytest
 
 from reliable_mq import ConfigurationError, ReliableMQ, run
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys, threading, time
 from reliable_mq import ReliableMQ, run

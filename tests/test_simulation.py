@@ -37,6 +37,7 @@ def simulated(seed, **options):
     return simulation
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3_600 if LONG else 60)
 @pytest.mark.parametrize("part", range(TESTS))
 def test_no_seed_breaks_a_promise(part):

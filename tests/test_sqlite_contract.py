@@ -167,6 +167,7 @@ class TestSqlite(TransportContract):
             yield SqliteHarness(path, FakeClock())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("test", "given"),
     [

@@ -359,6 +359,7 @@ class SqliteMachine(RuleBasedStateMachine):
         assert leases == (in_hand if self.order == "key" else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "examples"), [("key", 50), ("partition", 20), ("none", 20)])
 def test_the_broker_keeps_its_promises(order, examples):
     """Whatever happens to its members, nothing is lost, early, shared or out of order."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from typing_extensions import assert_type
 
@@ -31,6 +31,8 @@ class Order:
 mq = ReliableMQ("memory://")
 orders = mq.topic("orders", Order, groups=("billing",))
 assert_type(orders, TopicHandle[Order])
+raw = mq.topic("raw", groups=("audit",))
+assert_type(raw, TopicHandle[Any])
 
 
 def rates() -> dict[str, float]:
