@@ -42,7 +42,7 @@ def test_a_broker_can_be_named_or_given_by_its_url(tmp_path: Path) -> None:
     assert real_broker("memory://", tmp_path, "t").url == "memory://"
     with pytest.raises(pytest.UsageError, match="not built yet"):
         real_broker("kafka", tmp_path, "t")
-    with pytest.raises(pytest.UsageError, match="sqlite, or a URL"):
+    with pytest.raises(pytest.UsageError, match="sqlite, rabbitmq, or a URL"):
         real_broker("nonsense", tmp_path, "t")
 
 
@@ -55,3 +55,43 @@ def test_the_option_chooses_the_broker(pytester: pytest.Pytester) -> None:
         """
     )
     pytester.runpytest_inprocess("--reliable-mq=memory://chosen").assert_outcomes(passed=1)
+
+
+def test_rabbitmq_is_found_by_its_name(pytester: pytest.Pytester, monkeypatch) -> None:
+    """--reliable-mq=rabbitmq takes the broker of the test run; where there is none, it says so."""
+    pytester.makeconftest(
+        """
+        import pytest
+        from reliable_mq.testing.brokers import Missing, unavailable
+
+        class Running:
+            url = "amqp://the-one-of-the-run"
+            def ensure_up(self): pass
+
+        @pytest.fixture(scope="session")
+        def reliable_mq_rabbitmq(request):
+            return Running()
+        """
+    )
+    pytester.makepyfile(
+        """
+        def test_it(reliable_mq_broker):
+            assert reliable_mq_broker.url == "amqp://the-one-of-the-run"
+            assert reliable_mq_broker.name("a") != reliable_mq_broker.name("a")
+        """
+    )
+    pytester.runpytest_inprocess("--reliable-mq=rabbitmq").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", {"skipped": 1}), ("true", {"errors": 1})])
+def test_a_broker_that_cannot_be_had(pytester, monkeypatch, ci, outcome) -> None:
+    """A skip that names the remedy; with CI=true a failure."""
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("RELIABLE_MQ_BROKERS", "containers")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    pytester.makepyfile("def test_it(reliable_mq_broker): pass")
+
+    ended = pytester.runpytest_subprocess("--reliable-mq=rabbitmq", "-rs")
+
+    ended.assert_outcomes(**outcome)
+    ended.stdout.fnmatch_lines(["*no container engine answers*start docker*"])

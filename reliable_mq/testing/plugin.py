@@ -5,9 +5,13 @@
         t.publish("orders", {"id": 1}, key="a")
         t.run_until_idle()
 
-    def test_for_real(reliable_mq_broker):      # pytest --reliable-mq=sqlite, or a URL
+    def test_for_real(reliable_mq_broker):      # pytest --reliable-mq=rabbitmq, sqlite, or a URL
         mq = ReliableMQ(reliable_mq_broker.url)
         orders = reliable_mq_broker.name("orders")
+
+    def test_a_crash(reliable_mq_rabbitmq):     # one RabbitMQ for the run, to be hurt and healed
+        reliable_mq_rabbitmq.kill()
+        reliable_mq_rabbitmq.start()
 
 Nothing of the package is imported before a test asks for a fixture.
 """
@@ -27,12 +31,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reliable_mq.app import ReliableMQ
+    from reliable_mq.testing.brokers import RabbitMQ
     from reliable_mq.testing.inmemory import InMemory
 
 __all__ = ["RealBroker"]
 
 #: Brokers that can be named without a URL, and that are not built yet.
-COMING: Final = ("rabbitmq", "kafka", "rocketmq")
+COMING: Final = ("kafka", "rocketmq")
 
 
 class RealBroker:
@@ -54,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--reliable-mq",
         default=None,
         metavar="BROKER",
-        help="broker of the fixture reliable_mq_broker: sqlite (default), or a URL",
+        help="broker of the fixture reliable_mq_broker: sqlite (default), rabbitmq, or a URL",
     )
 
 
@@ -67,22 +72,43 @@ def reliable_mq_memory() -> Iterator[Callable[[ReliableMQ], InMemory]]:
         yield lambda mq: stack.enter_context(inmemory(mq))
 
 
+@pytest.fixture(scope="session")
+def reliable_mq_rabbitmq() -> Iterator[RabbitMQ]:
+    """One RabbitMQ for the test run: the URL given, else a local process, else a container.
+
+    What cannot be had skips the test, with the remedy; with CI=true it fails.
+    """
+    from reliable_mq.testing.brokers import Missing, provide_rabbitmq, unavailable
+
+    try:
+        broker = provide_rabbitmq()
+        broker.start()
+    except Missing as error:
+        unavailable(error)
+    yield broker
+    broker.close()
+
+
 @pytest.fixture
 def reliable_mq_broker(request: pytest.FixtureRequest, tmp_path: Path) -> RealBroker:
     """A real broker: the one of --reliable-mq, else of RELIABLE_MQ_URL, else SQLite in a file."""
     wanted = request.config.getoption("--reliable-mq") or os.environ.get("RELIABLE_MQ_URL")
     test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:40].strip("-")
+    if wanted == "rabbitmq":
+        broker: RabbitMQ = request.getfixturevalue("reliable_mq_rabbitmq")
+        broker.ensure_up()
+        return RealBroker(broker.url, test)
     return real_broker(wanted or "sqlite", tmp_path, test)
 
 
 def real_broker(wanted: str, tmp_path: Path, test: str) -> RealBroker:
-    """The broker of this name or URL; what cannot be given is a UsageError, never a skip."""
+    """The broker of this URL, or SQLite; what nobody knows is a UsageError, never a skip."""
     if wanted == "sqlite":
         return RealBroker(f"sqlite:///{tmp_path / 'reliable-mq.db'}", test)
     if "://" in wanted:
         return RealBroker(wanted, test)
     if wanted in COMING:
-        msg = f"--reliable-mq={wanted}: not built yet; there is sqlite, or a URL"
+        msg = f"--reliable-mq={wanted}: not built yet; there is sqlite, rabbitmq, or a URL"
     else:
-        msg = f"--reliable-mq={wanted}: sqlite, or a URL such as sqlite:////tmp/test.db"
+        msg = f"--reliable-mq={wanted}: sqlite, rabbitmq, or a URL such as sqlite:////tmp/test.db"
     raise pytest.UsageError(msg)

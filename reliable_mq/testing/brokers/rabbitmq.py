@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import json
+import socket
 from typing import Any, Final
 
 from reliable_mq.testing.brokers.base import Broker, Missing
@@ -113,6 +114,8 @@ def connect(url: str, *, within: float = 3.0) -> Any:
         msg = "pika is missing, which asks RabbitMQ whether it is ready: pip install pika"
         raise Missing(msg) from error
     parameters = pika.URLParameters(url)
+    address = (parameters.host, parameters.port)
+    socket.create_connection(address, within).close()  # pika would log each refusal as an error
     parameters.socket_timeout = within
     parameters.stack_timeout = within
     parameters.blocked_connection_timeout = within
