@@ -340,19 +340,23 @@ class Consumer:
         self._in_hand.give(self._lanes.drop(set(leases)))
         self._settler.lost()
 
-    def _on_revoke(self, leases: Sequence[Lease], deadline: float) -> None:
-        """Called from inside poll: finish what runs of these, ack it, and leave the rest."""
+    def _on_revoke(self, leases: Sequence[Lease], deadline: float) -> set[Lease]:
+        """Called from inside poll: finish what runs of these, ack it, and leave the rest.
+
+        Returns the leases of what still runs, or is being published, when the time is over.
+        """
         revoked = set(leases)
         while True:
             self.collect()
             self._in_hand.give(self._lanes.drop(revoked))
-            running = any(one.lease in revoked for lane in self._lanes for one in lane.in_run())
+            running = {one.lease for lane in self._lanes for one in lane.in_run()}
+            running = (running | self._settler.sending_for()) & revoked
             # The mailbox last: a worker tells what it has done before it forgets that.
             if not (running or self._settler.sending or self.mailbox):
-                return
+                return running
             left = deadline - self._clock.monotonic()
             if left <= 0:
-                return
+                return running
             self._pause(self._news, min(left, HEARTBEAT))
             self._news.clear()
 

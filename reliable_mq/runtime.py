@@ -238,6 +238,7 @@ class Runtime:
             host=environment.host,
             observers=self._observers,
         )
+        credit = credit_of(options, self._limits)
         consumer = Consumer(
             f"{options.group}-{handler.name}",
             Subscribe(
@@ -245,10 +246,11 @@ class Runtime:
                 group=options.group,
                 order=order_of(options.order_by),
                 start=options.start_from,
+                credit=credit,
             ),
             pipeline,
             lane_of=lane_of(options.order_by),
-            credit=credit_of(options, self._limits),
+            credit=credit,
             credit_bytes=self._limits.credit_bytes,
             timeout=None if handler.is_async else options.timeout,
             dead_letter_limit=options.dead_letter_limit,

@@ -27,8 +27,6 @@ DEFAULT_PUBLISH_TIMEOUT: Final = 10.0
 #: Schemes whose adapters are not built yet, and what they will be.
 COMING: Final = {
     "kafka": "Kafka",
-    "amqp": "RabbitMQ",
-    "amqps": "RabbitMQ",
     "rocketmq": "RocketMQ",
     "rocketmq-legacy": "RocketMQ",
 }
@@ -112,7 +110,18 @@ def open_transport(url: str, *, clock: Clock) -> Transport:
             msg = f"{shown(url)}: write sqlite:///file.db, or sqlite:////absolute/path.db"
             raise ConfigurationError(msg)
         return SqliteTransport(path, clock=clock, **_options(url, *OPTIONS))
-    known = ", ".join(["sqlite:///file", "memory://", *(f"{name}://" for name in COMING)])
+    if scheme in ("amqp", "amqps"):
+        try:
+            from reliable_mq.adapters.rabbitmq import RabbitTransport
+        except ModuleNotFoundError as error:
+            if error.name != "pika":
+                raise
+            msg = f"{shown(url)} needs pika: pip install 'reliable-mq[rabbitmq]'"
+            raise ConfigurationError(msg) from error
+
+        return RabbitTransport(url, clock=clock)
+    built = ("sqlite:///file", "memory://", "amqp://host")
+    known = ", ".join([*built, *(f"{name}://" for name in COMING)])
     msg = f"{shown(url)}: no adapter for {scheme + '://' if scheme else 'this'}; there are {known}"
     raise ConfigurationError(msg)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reliable_mq.clock import Clock
     from reliable_mq.events import Observers
     from reliable_mq.execution import Execution
-    from reliable_mq.message import Delivery
+    from reliable_mq.message import Delivery, Lease
     from reliable_mq.ordering.lanes import Lane, Lanes
     from reliable_mq.pipeline import Pipeline, Verdict
     from reliable_mq.workers import Mailbox
@@ -90,7 +90,7 @@ class Settler:
     ) -> None:
         self.subscription: Subscription | None = None
         #: Sends whose messages have not all ended.
-        self.sending = 0
+        self._sending: set[Sent] = set()
         #: Why no work is taken; "" while it is.
         self.paused = ""
         self._pipeline = pipeline
@@ -113,6 +113,15 @@ class Settler:
         self._pipeline.finished(deliveries)
         self._ack(deliveries)
 
+    @property
+    def sending(self) -> int:
+        """How many Sends have messages that have not ended."""
+        return len(self._sending)
+
+    def sending_for(self) -> set[Lease]:
+        """The leases of the deliveries that these follow."""
+        return {sent.execution.delivery.lease for sent in self._sending}
+
     def settle(self, lane: Lane, execution: Execution) -> None:
         """Ask the pipeline what follows an ending, and do it."""
         if not self._given_up(lane, execution):
@@ -120,7 +129,7 @@ class Settler:
 
     def sent(self, sent: Sent) -> None:
         """Everything of a Send has ended: ask what follows, and do it."""
-        self.sending -= 1
+        self._sending.discard(sent)
         outcomes: list[Any] = [confirmation.outcome for confirmation in sent.confirmations]
         if not self._given_up(sent.lane, sent.execution):
             self._carry_out(
@@ -260,8 +269,8 @@ class Settler:
         except Exception as error:  # no publisher: nothing is stored for certain, so try again
             log.exception("message %s: publishing what follows failed", _id(execution))
             return self._pipeline.setback(execution, error)
-        self.sending += 1
         sent = Sent(lane, execution, confirmations)
+        self._sending.add(sent)
         when_all_done(confirmations, lambda: self._mailbox.put(sent))
         if self._dead_in_a_row >= self._dead_letter_limit and not self.paused:
             self.pause(f"{self._dead_in_a_row} dead letters in a row")

@@ -172,7 +172,7 @@ def test_a_setting_that_cannot_be_is_refused(topology: str, timeout: str, text: 
     ("url", "text"),
     [
         ("kafka://localhost", "Kafka is not built yet"),
-        ("amqp://user:secret@host/", "RabbitMQ is not built yet"),
+        ("amqp://user:secret@host/?color=red", "unknown option 'color'"),
         ("nats://localhost", "no adapter for nats://"),
         ("orders.db", "no adapter for this"),
         ("sqlite://host/file.db", "sqlite:///file.db"),

@@ -19,7 +19,7 @@ Rules that hold for all of it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
@@ -55,8 +55,9 @@ Order = Literal["none", "key", "partition"]
 #: Where a group without a position begins. None: earliest where the broker retains, else its
 #: declaration. A float is epoch seconds, an int an offset.
 Start = Literal["earliest", "latest"] | float | int | None
-#: on_revoke(leases, deadline): called inside `poll`; deadline is monotonic seconds.
-OnRevoke = Callable[[Sequence[Lease], float], None]
+#: on_revoke(leases, deadline): called inside `poll`; deadline is monotonic seconds. It returns
+#: those whose work still goes on when the deadline is over; None: nobody knows.
+OnRevoke = Callable[[Sequence[Lease], float], Collection[Lease] | None]
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -77,6 +78,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     max_body: bytes of the largest body of a user's message. Dead letters may be larger by what
         their headers need.
     tombstones: a null body is kept apart from an empty one.
+    clean_returns: what a member gives back when it closes does not count as redelivered.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     max_hold: float | None = None
     max_body: int = 1024 * 1024
     tombstones: bool = True
+    clean_returns: bool = True
     transactions: bool = False
     replay: bool = False
 
@@ -119,12 +122,16 @@ class Topology(Struct, frozen=True):
 
 
 class Subscribe(Struct, frozen=True, kw_only=True):
-    """What a consumer asks for, as one value."""
+    """What a consumer asks for, as one value.
+
+    credit: the most it will have in hand; an adapter fetches no more ahead. None: it does not say.
+    """
 
     topics: tuple[str, ...]
     group: str
     order: Order = "key"
     start: Start = None
+    credit: int | None = None
 
 
 class Polled(Struct, frozen=True):
@@ -197,7 +204,9 @@ class Subscription(Protocol):
         * Within a key (a partition, where `order` says so) deliveries come in the order they were
           published, and no other live member has one of it in hand.
         * Revocation: it calls `on_revoke(leases, deadline)` from inside, on this thread; what is
-          acked in there is settled, the rest is lost when it returns.
+          acked in there is settled, the rest is lost when it returns. After a connection that was
+          lost, work that still goes on may keep its lease: a copy that the broker brings again is
+          then not delivered but takes its place.
 
         Raises: ConnectionFailed while the broker cannot be reached (call again, it reconnects);
             TransportError when the data are damaged; ConfigurationError when the topic is gone.
@@ -225,7 +234,7 @@ class Subscription(Protocol):
     def close(self) -> None:
         """Flush the acks, give every outstanding lease back at once, leave the group. Idempotent.
 
-        What comes back to the group this way does not count as redelivered.
+        What comes back to the group this way does not count as redelivered, if `clean_returns`.
         """
 
 

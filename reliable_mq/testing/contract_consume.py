@@ -183,7 +183,8 @@ class ConsumeContract:
         taken = rig.join(topic, group).take(6)
 
         assert sorted(one.id for one in sent) == sorted(ids(taken))
-        assert {one.redelivered for one in taken} == {0}
+        if rig.capabilities.clean_returns:
+            assert {one.redelivered for one in taken} == {0}
         if rig.capabilities.key_order in ORDERED:
             assert [one.id for one in sent] == ids(taken)
 

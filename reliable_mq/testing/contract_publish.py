@@ -297,5 +297,7 @@ class PublishContract:
                 pass
 
         rig.receipt(confirmation)
+        while member.is_cut_off() and deadline.is_ahead():
+            pass
 
         assert set(ids(member.take_up_to(sent[1]))) == {one.id for one in sent}

@@ -1,0 +1,403 @@
+"""One member's place in its groups: the owner thread polls and acks, the I/O thread does the rest.
+
+A delivery is in hand from the poll that brought it to its ack, its nack, or the end of its channel.
+When the channel ends, the broker gives all of it to somebody else, perhaps to us again. Then what
+has not started is forgotten, and what still runs goes on: if the broker brings its message here
+again, the copy is not run but takes the place of the first, and the end of the run settles it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from reliable_mq.adapters.base import Polled
+from reliable_mq.adapters.rabbitmq.consuming import Consuming
+from reliable_mq.adapters.rabbitmq.wire import from_wire
+from reliable_mq.errors import ConfigurationError, ConnectionFailed
+from reliable_mq.message import Delivery, Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reliable_mq.adapters.base import OnRevoke
+    from reliable_mq.adapters.rabbitmq.parameters import Parameters
+    from reliable_mq.clock import Clock
+
+__all__ = ["RabbitSubscription"]
+
+#: Queue, method, properties, body, and when it came.
+Arrival = tuple[str, Any, Any, bytes, float]
+
+NOTHING: Final = Polled()
+#: Seconds that `close` waits for the broker to take the last acks.
+LAST_ACKS: Final = 2.0
+#: Seconds between two looks for what is in hand for too long.
+LOOK: Final = 0.25
+#: Runs that ended while their message was nowhere: so many are remembered.
+REMEMBERED: Final = 10_000
+
+
+class RabbitLease(Lease):
+    """Which delivery of which channel this is, since when (monotonic seconds).
+
+    name: queue and id of the message; None: its id is weak, so a copy could not be told.
+    """
+
+    __slots__ = ("arrived", "name", "tag")
+
+    def __init__(self, tag: int, name: tuple[str, str] | None, arrived: float) -> None:
+        super().__init__()
+        self.tag = tag
+        self.name = name
+        self.arrived = arrived
+
+
+class RabbitSubscription:
+    """The owner thread polls, acks, nacks and closes; `wake` any thread."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        queues: Mapping[str, str],
+        on_revoke: OnRevoke,
+        clock: Clock,
+        *,
+        prefetch: int,
+        max_hold: float,
+        one_at_a_time: bool,
+    ) -> None:
+        self._parameters = parameters
+        self._queues = queues
+        self._on_revoke = on_revoke
+        self._clock = clock
+        self._max_hold = max_hold
+        self._one_at_a_time = one_at_a_time
+        self._closed = False
+        # The owner thread's own: which generation it knows, and what it has of it.
+        self._known = 0
+        self._in_hand: set[RabbitLease] = set()
+        #: Acked, and the broker has not answered yet: by tag.
+        self._acked: dict[int, RabbitLease] = {}
+        #: nacked: when each is due again.
+        self._later: list[tuple[float, int, Delivery]] = []
+        self._tickets = count()
+        #: Runs that go on although their channel ended; and those of them that have ended since.
+        self._adrift: dict[tuple[str, str], RabbitLease] = {}
+        self._adrift_since = 0.0
+        self._ended: dict[tuple[str, str], None] = {}
+        self._lost: list[Lease] = []
+        self._look_at = 0.0
+        # Shared with the I/O thread, under this lock.
+        self._news = threading.Condition()
+        self._inbox: deque[Arrival] = deque()
+        self._settled: list[int] = []
+        self._generation = 0
+        self._up = False
+        self._gone = ""
+        self._expired = False
+        self._woken = False
+        #: Why the broker cannot be reached; "" while it can.
+        self._cut_off = ""
+        self._joined = False
+        #: Another member was there first, and nothing has come since.
+        self._standby = False
+        self._polled_at = clock.monotonic()
+        self._io = Consuming(parameters, queues, prefetch, self)
+        self._io.start()
+        with self._news:
+            self._news.wait_for(lambda: self._joined, parameters.options.connect_timeout)
+
+    # -- the port ------------------------------------------------------------------------------
+
+    @property
+    def standby(self) -> bool:
+        """See Subscription.standby."""
+        return self._standby
+
+    def poll(self, limit: int, timeout: float) -> Polled:
+        """See Subscription.poll."""
+        end = self._clock.monotonic() + timeout
+        while True:
+            with self._news:
+                self._wait_for_news(limit, end)
+                now = self._polled_at = self._clock.monotonic()
+                expired, self._expired = self._expired, False
+                woken, self._woken = self._woken, False
+                generation, up = self._generation, self._up
+            if expired:
+                self._lose_all()
+                self._io.resume()
+            elif self._too_long_in_hand(now):
+                # In this order: nobody else has any of it before it is known here to be lost.
+                self._let_go(generation, now)
+                self._io.recycle("a message was in hand for nearly as long as the broker allows")
+            elif generation != self._known or not up:
+                self._let_go(generation, now)
+            self._look_after_the_adrift(now, up=up)
+            polled = self._collect(limit, now)
+            if polled is not NOTHING:
+                return polled
+            if self._gone:
+                text = f"queue {self._gone!r} is gone: declare its topic and group again"
+                raise ConfigurationError(text)
+            if woken:
+                return NOTHING
+            if now >= end:
+                if self._cut_off:
+                    text = f"{self._parameters}: {self._cut_off}; it is tried again"
+                    raise ConnectionFailed(text)
+                return NOTHING
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See Subscription.ack."""
+        tags: list[int] = []
+        for delivery in deliveries:
+            lease: Any = delivery.lease
+            if lease in self._in_hand:
+                self._in_hand.discard(lease)
+                self._acked[lease.tag] = lease
+                tags.append(lease.tag)
+            elif isinstance(lease, RabbitLease) and lease in self._adrift.values():
+                del self._adrift[lease.name]  # type: ignore[arg-type]  # it has one, or is not there
+                self._remember(lease)
+        if tags:
+            self._io.ack(self._known, tags)
+
+    def nack(self, delivery: Delivery, delay: float) -> None:
+        """See Subscription.nack: it is kept here, unacked, until it is due."""
+        lease: Any = delivery.lease
+        if lease not in self._in_hand:
+            return
+        self._in_hand.discard(lease)
+        again = RabbitLease(lease.tag, lease.name, lease.arrived)
+        self._in_hand.add(again)
+        copy = replace(delivery, lease=again, redelivered=0)
+        due = self._clock.monotonic() + delay
+        heapq.heappush(self._later, (due, next(self._tickets), copy))
+
+    def wake(self) -> None:
+        """See Subscription.wake."""
+        with self._news:
+            self._woken = True
+            self._news.notify_all()
+
+    def close(self) -> None:
+        """See Subscription.close."""
+        if self._closed:
+            return
+        self._closed = True
+        end = self._clock.monotonic() + LAST_ACKS
+        while self._acked and (left := end - self._clock.monotonic()) > 0:
+            with self._news:
+                self._news.wait_for(lambda: self._settled or not self._up, left)
+                up = self._up
+            self._note_settled()
+            if not up:
+                break
+        self._io.stop()
+        self._lose_all()
+
+    # -- the owner thread ----------------------------------------------------------------------
+
+    def _wait_for_news(self, limit: int, end: float) -> None:
+        while not (
+            self._woken
+            or self._expired
+            or self._settled
+            or self._lost
+            or self._generation != self._known
+            or (not self._up and (self._in_hand or self._acked))
+            or (limit > 0 and self._inbox)
+        ):
+            until = min(end, self._later[0][0]) if limit > 0 and self._later else end
+            left = until - self._clock.monotonic()
+            if left <= 0:
+                return
+            self._news.wait(left)
+
+    def _collect(self, limit: int, now: float) -> Polled:
+        deliveries: list[Delivery] = []
+        while len(deliveries) < limit and self._later and self._later[0][0] <= now:
+            due = heapq.heappop(self._later)[2]
+            if due.lease in self._in_hand:
+                deliveries.append(due)
+        with self._news:
+            arrivals = [
+                self._inbox.popleft() for _ in range(min(limit - len(deliveries), len(self._inbox)))
+            ]
+        for arrival in arrivals:
+            delivery = self._received(arrival, now)
+            if delivery is not None:
+                deliveries.append(delivery)
+        settled = self._note_settled()
+        lost, self._lost = self._lost, []
+        if not (deliveries or settled or lost):
+            return NOTHING
+        return Polled(deliveries, settled, lost)
+
+    def _note_settled(self) -> list[Lease]:
+        with self._news:
+            tags, self._settled = self._settled, []
+        return [self._acked.pop(tag) for tag in tags if tag in self._acked]
+
+    def _received(self, arrival: Arrival, now: float) -> Delivery | None:
+        queue, method, properties, body, at = arrival
+        message, weak = from_wire(self._queues[queue], queue, properties, body)
+        tag = method.delivery_tag
+        name = None if weak else (queue, message.id)
+        if name is not None and self._stands_in(name, tag, at):
+            return None
+        lease = RabbitLease(tag, name, at)
+        self._in_hand.add(lease)
+        times = _times(properties, method)
+        return Delivery(message, lease, redelivered=times, position=tag, weak_id=weak, arrived=now)
+
+    def _stands_in(self, name: tuple[str, str], tag: int, at: float) -> bool:
+        """Whether this is a copy of what runs here still, or has ended since."""
+        lease = self._adrift.pop(name, None)
+        if lease is not None:
+            lease.tag, lease.arrived = tag, at
+            self._in_hand.add(lease)
+            return True
+        if name in self._ended:
+            del self._ended[name]
+            self._io.ack(self._known, [tag])
+            return True
+        return False
+
+    # -- what the broker took back -------------------------------------------------------------
+
+    def _let_go(self, generation: int, now: float) -> None:
+        """The channel has ended: forget what has not started, and keep what runs."""
+        self._known = generation
+        leases: list[Lease] = [*self._in_hand]
+        for lease in self._in_hand:
+            if lease.name is not None:
+                self._adrift[lease.name] = lease
+        for lease in self._acked.values():  # the broker may not have had these acks
+            self._remember(lease)
+        self._in_hand.clear()
+        self._acked.clear()
+        self._later.clear()
+        if not leases:
+            return
+        self._adrift_since = now
+        # What is acked in there is adrift already, and remembered as ended.
+        running = self._on_revoke(leases, now) or ()
+        for one in leases:
+            adrift = isinstance(one, RabbitLease) and self._adrift.get(one.name) is one  # type: ignore[arg-type]
+            if adrift and one in running:
+                continue
+            if adrift:
+                del self._adrift[one.name]  # type: ignore[attr-defined]
+            elif isinstance(one, RabbitLease) and one.name in self._ended:
+                continue
+            self._lose(one)
+
+    def _lose_all(self) -> None:
+        """We did not poll for too long, or leave: others get it, whatever runs here."""
+        for lease in (*self._in_hand, *self._adrift.values(), *self._acked.values()):
+            self._lose(lease)
+        self._in_hand.clear()
+        self._adrift.clear()
+        self._acked.clear()
+        self._later.clear()
+
+    def _lose(self, lease: Lease) -> None:
+        lease.lost = True
+        self._lost.append(lease)
+
+    def _too_long_in_hand(self, now: float) -> bool:
+        if not self._up or now < self._look_at:
+            return False
+        self._look_at = now + LOOK
+        oldest = min([lease.arrived for lease in self._in_hand], default=now)
+        with self._news:
+            if self._inbox:
+                oldest = min(oldest, self._inbox[0][4])
+        return now - oldest > self._max_hold
+
+    def _look_after_the_adrift(self, now: float, *, up: bool) -> None:
+        if not up:
+            self._adrift_since = now
+        elif self._adrift and now - self._adrift_since > self._parameters.options.lease_timeout:
+            for lease in self._adrift.values():  # somebody else has got it
+                self._lose(lease)
+            self._adrift.clear()
+
+    def _remember(self, lease: RabbitLease) -> None:
+        if lease.name is not None:
+            self._ended[lease.name] = None
+            if len(self._ended) > REMEMBERED:
+                del self._ended[next(iter(self._ended))]
+
+    # -- the I/O thread ------------------------------------------------------------------------
+
+    def began(self, generation: int) -> None:
+        """See Mailroom.began."""
+        with self._news:
+            self._generation = generation
+            self._up = True
+            self._cut_off = self._gone = ""
+            self._inbox.clear()
+            self._settled.clear()
+            self._news.notify_all()
+
+    def arrived(self, queue: str, method: Any, properties: Any, body: bytes) -> None:
+        """See Mailroom.arrived."""
+        arrival = (queue, method, properties, body, self._clock.monotonic())
+        with self._news:
+            self._inbox.append(arrival)
+            self._standby = False
+            self._news.notify_all()
+
+    def settled(self, tags: Sequence[int]) -> None:
+        """See Mailroom.settled."""
+        with self._news:
+            self._settled += tags
+            self._news.notify_all()
+
+    def ended(self, why: str, *, cut_off: bool) -> None:
+        """See Mailroom.ended."""
+        with self._news:
+            self._up = False
+            self._cut_off = why if cut_off else ""
+            self._inbox.clear()
+            self._settled.clear()
+            self._news.notify_all()
+
+    def gone(self, queue: str) -> None:
+        """See Mailroom.gone."""
+        with self._news:
+            self._gone = queue
+            self._news.notify_all()
+
+    def joined(self, *, free: bool) -> None:
+        """See Mailroom.joined."""
+        with self._news:
+            self._joined = True
+            self._standby = self._one_at_a_time and not free
+            self._news.notify_all()
+
+    def look(self) -> None:
+        """See Mailroom.look."""
+        now = self._clock.monotonic()
+        with self._news:
+            silent = self._up and now - self._polled_at > self._parameters.options.lease_timeout
+            self._expired = self._expired or silent
+        if silent:
+            self._io.recycle("nobody polled for too long", rest=True)
+
+
+def _times(properties: Any, method: Any) -> int:
+    """How often it came before. The broker counts what was given back cleanly, too."""
+    found = (properties.headers or {}).get("x-delivery-count")
+    if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
+        return found
+    return 1 if method.redelivered else 0
