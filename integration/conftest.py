@@ -16,10 +16,12 @@ from reliable_mq.testing.brokers import (
 
 
 def pytest_collection_modifyitems(items):
-    """The long forms take longer than any other test may."""
+    """The long forms take longer than any other test may; a broker may take its time to start."""
     for item in items:
         if LONG:
             item.add_marker(pytest.mark.timeout(1_800))
+        elif any(name.startswith("rabbitmq") for name in item.fixturenames):
+            item.add_marker(pytest.mark.timeout(300), append=False)
 
 
 @pytest.fixture
@@ -33,12 +35,10 @@ def run(tmp_path):
 def given(make):
     """The broker that `make` gives, started, and closed at the end; or what its want comes to."""
     try:
-        broker = make()
-        broker.start()
+        with make() as broker:
+            yield broker
     except Missing as error:
         unavailable(error)
-    yield broker
-    broker.close()
 
 
 @pytest.fixture(scope="session")

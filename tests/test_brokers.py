@@ -208,6 +208,22 @@ def test_a_kill_is_of_the_whole_tree(processes) -> None:
 
 
 @pytest.mark.slow
+def test_a_process_is_seen_in_the_middle_of_an_exec(tmp_path) -> None:
+    """A start script that becomes the node is never taken for one that has ended."""
+    made = Processes()
+    script = tmp_path / "script"
+    script.write_text('[ "$1" -gt 0 ] && exec sh "$0" $(($1 - 1)); exec sleep 600')
+    made.spawn(["sh", str(script), "300"], dict(os.environ), tmp_path / "log")
+
+    scans = 0
+    while not made.named("sleep"):
+        assert marked(made.mark)
+        scans += 1
+    made.kill()
+    assert scans > 10
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_a_run_that_is_killed(tmp_path, number) -> None:
     """The guard ends what a kill -9 of the test run leaves behind, and removes its folder."""

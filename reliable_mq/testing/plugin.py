@@ -81,12 +81,10 @@ def reliable_mq_rabbitmq() -> Iterator[RabbitMQ]:
     from reliable_mq.testing.brokers import Missing, provide_rabbitmq, unavailable
 
     try:
-        broker = provide_rabbitmq()
-        broker.start()
+        with provide_rabbitmq() as broker:
+            yield broker
     except Missing as error:
         unavailable(error)
-    yield broker
-    broker.close()
 
 
 @pytest.fixture

@@ -130,7 +130,11 @@ class Broker(abc.ABC):
             self._failed(f"is not ready after {within} s", last[0] if last else None)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -32,9 +32,22 @@ def marked(mark: str) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with suppress(OSError):  # ended meanwhile, or somebody else's
-                if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                if wanted in _environment(Path(entry.path)):
                     found.append(int(entry.name))
     return found
+
+
+def _environment(process: Path) -> list[bytes]:
+    """The variables of a process. In the middle of an exec there are none for a moment: look again.
+
+    Otherwise a node would be taken for dead while its start script becomes it.
+    """
+    for _ in range(100):
+        if variables := (process / "environ").read_bytes():
+            return variables.split(b"\0")
+        (process / "exe").readlink()  # OSError: the kernel's own, or dead; they never have any
+        time.sleep(0.001)
+    return []
 
 
 class Guard:

@@ -53,12 +53,8 @@ class Processes:
 
     def pids(self) -> list[int]:
         """Who of them lives now."""
-        found = marked(self.mark)
-        if not found:
-            for child in self._children:
-                child.wait(PATIENCE)  # it is dead: this takes it away
-            self._children.clear()
-        return found
+        self._children = [child for child in self._children if child.poll() is None]
+        return sorted({*marked(self.mark), *(child.pid for child in self._children)})
 
     def named(self, name: str) -> list[int]:
         """Who of them runs this program."""
