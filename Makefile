@@ -19,15 +19,14 @@ demo: $(READY) ## watch an order service survive kill -9, failures and poison (B
 	@$(PY) -m examples.demo $(if $(BROKER),--broker $(BROKER))
 
 test: $(READY) ## all tests: the unit tier on every installed Python, then integration/
-	@tools/strace.sh
 	@tools/unit.sh
-	$(PY) -m pytest integration
+	@tools/integration.sh
 
 test-fast: $(READY) ## most of the unit tier, on the main interpreter: no network, under 20 s
 	$(PY) -m pytest -n 2 -m "not slow"
 
 faults: $(READY) ## integration/ with the long forms of the fault tests
-	RELIABLE_MQ_LONG=1 $(PY) -m pytest integration
+	@RELIABLE_MQ_LONG=1 tools/integration.sh
 
 CHECKS := "ruff check ." "ruff format --check ." mypy lint-imports codespell
 
@@ -42,17 +41,15 @@ check: $(READY) ## lint, format, types, imports, spelling: runs all of them, cha
 bench: $(READY) ## all benchmarks, or one (ONLY=B7)
 	@$(PY) -m benchmarks $(ONLY)
 
-BROKERS := $(wildcard reliable_mq/testing/brokers.py reliable_mq/testing/brokers/__main__.py)
-NO_BROKERS := The embedded broker (SQLite) needs no server. \
-	Kafka, RabbitMQ and RocketMQ come later, and are then started and stopped here.
+brokers-up: $(READY) ## start a local RabbitMQ and print its URL (twice is once)
+	@tools/rabbitmq.sh
+	@$(PY) -m reliable_mq.testing.brokers up
 
-brokers-up: $(READY) ## start local brokers
-	@$(if $(BROKERS),$(PY) -m reliable_mq.testing.brokers up,echo "$(NO_BROKERS)")
+brokers-down: $(READY) ## stop it and remove its data
+	@$(PY) -m reliable_mq.testing.brokers down
 
-brokers-down: $(READY) ## stop them
-	@$(if $(BROKERS),$(PY) -m reliable_mq.testing.brokers down,echo "$(NO_BROKERS)")
-
-clean: ## remove environments, caches and results
+clean: ## remove environments, caches and results, and stop local brokers
+	@if [ -d .cache/brokers ] && [ -x $(PY) ]; then $(PY) -m reliable_mq.testing.brokers down; fi
 	rm -rf .venv .venv-* .venv*.lock .cache .coverage .coverage.* htmlcov build dist .hypothesis
 	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

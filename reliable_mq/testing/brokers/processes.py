@@ -71,7 +71,10 @@ class Processes:
 
         def stand() -> bool:
             self.signal(signal.SIGSTOP)  # again and again: one may have started another
-            return all(_stat(pid)[1] in "TtZX" for pid in self.pids())
+            states = {_stat(pid)[1] for pid in self.pids()}
+            if "D" in states:
+                self.signal(signal.SIGCONT)  # a vfork: it waits for a child that stands still, too
+            return states <= set("TtZX")
 
         self._wait(stand, "stand still")
 
