@@ -31,7 +31,7 @@ from reliable_mq.refusals import refuse_all, unknown
 from reliable_mq.routes import Routes
 from reliable_mq.runtime import Environment, Runtime, Stopped
 from reliable_mq.settings import DEFAULT_PUBLISH_TIMEOUT, read_settings
-from reliable_mq.topics import TopicHandle, Topics
+from reliable_mq.topics import Topics
 from reliable_mq.watch import ConsumerHealth
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from reliable_mq.adapters.base import Publisher, TopicSpec
     from reliable_mq.context import Context
     from reliable_mq.events import Event
+    from reliable_mq.message import Named
 
 __all__ = ["Health", "ReliableMQ"]
 
@@ -268,7 +269,7 @@ class ReliableMQ(Routes, Publishing, Topics):
             consumers=consumers,
         )
 
-    def dead_letters(self, topic: str | TopicHandle[Any], group: str) -> DeadLetters:
+    def dead_letters(self, topic: str | Named, group: str) -> DeadLetters:
         """The dead letters of a group: iterate, `.replay(...)`, `.discard(ids)`.
 
         Raises: ConfigurationError when this broker cannot show them.
@@ -286,11 +287,11 @@ class ReliableMQ(Routes, Publishing, Topics):
             sleep=time.sleep,
         )
 
-    def halted(self, topic: str | TopicHandle[Any], group: str) -> Halted:
+    def halted(self, topic: str | Named, group: str) -> Halted:
         """The keys that on_failure="block" halted: iterate, `.retry(key)`, `.skip(key)`."""
         return Halted(self._consumers(str(topic), group), str(topic))
 
-    def resume(self, topic: str | TopicHandle[Any], group: str) -> None:
+    def resume(self, topic: str | Named, group: str) -> None:
         """Set a paused consumer going again, as after `dead_letter_limit`."""
         for consumer in self._consumers(str(topic), group):
             ask(consumer, lambda settler, _: settler.unpause())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from reliable_mq.clock import SYSTEM_CLOCK
 from reliable_mq.codec import JSON
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from reliable_mq.codec import Codec
     from reliable_mq.envelope import Headers, Key
-    from reliable_mq.message import Delivery, Header, Message
+    from reliable_mq.message import Delivery, Header, Message, Named
 
 __all__ = ["Context", "current", "current_message", "enter"]
 
@@ -46,14 +46,6 @@ def current() -> tuple[Message, str, int] | None:
 #: Say what this thread or task handles from now on: message, group, attempt; None: nothing.
 #: For workers, before each handler, so there is no def around it.
 enter = _current.set
-
-
-class Named(Protocol):
-    """Whatever stands where the name of a topic does."""
-
-    @property
-    def name(self) -> str:
-        """The name of the topic."""
 
 
 class Context:

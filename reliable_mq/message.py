@@ -7,7 +7,7 @@ begin with `rmq-`, so programs that do not use this library read and write the s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
@@ -18,6 +18,7 @@ __all__ = [
     "Header",
     "Lease",
     "Message",
+    "Named",
     "Receipt",
     "RetryCopy",
     "Topic",
@@ -101,6 +102,14 @@ class Delivery(Struct, frozen=True):
     position: int | str = 0
     weak_id: bool = False
     arrived: float = 0.0
+
+
+class Named(Protocol):
+    """Whatever stands where the name of a topic does: a handle, or what is there on the broker."""
+
+    @property
+    def name(self) -> str:
+        """The name of the topic."""
 
 
 class Topic(Struct, frozen=True):

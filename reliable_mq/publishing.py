@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
     from reliable_mq.confirmation import Confirmation, Confirmations
     from reliable_mq.envelope import Headers, Key
-    from reliable_mq.message import Message, Receipt
+    from reliable_mq.message import Message, Named, Receipt
     from reliable_mq.producer import Producer
-    from reliable_mq.topics import TopicHandle
 
 __all__ = ["Publishing"]
 
@@ -27,7 +26,7 @@ class Publishing:
 
     def publish(
         self,
-        topic: str | TopicHandle[Any],
+        topic: str | Named,
         value: Any,
         *,
         key: Key = None,
@@ -67,7 +66,7 @@ class Publishing:
 
     def submit(
         self,
-        topic: str | TopicHandle[Any],
+        topic: str | Named,
         value: Any,
         *,
         key: Key = None,
@@ -94,7 +93,7 @@ class Publishing:
 
     def message(
         self,
-        topic: str | TopicHandle[Any],
+        topic: str | Named,
         value: Any,
         *,
         key: Key = None,

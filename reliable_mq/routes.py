@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reliable_mq.codec import Codec
-    from reliable_mq.message import Message
-    from reliable_mq.topics import TopicHandle
+    from reliable_mq.message import Message, Named
 
 __all__ = ["ConsumerOptions", "Declared", "Routes"]
 
@@ -68,7 +67,7 @@ class Routes:
 
     def consumer(
         self,
-        *topics: str | TopicHandle[Any],
+        *topics: str | Named,
         group: str | None = None,
         concurrency: int = 1,
         order_by: OrderBy = "key",

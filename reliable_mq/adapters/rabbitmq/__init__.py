@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from reliable_mq.adapters.base import Capabilities
 from reliable_mq.adapters.rabbitmq import dead_letters
-from reliable_mq.adapters.rabbitmq.names import Address, Route
+from reliable_mq.adapters.rabbitmq.names import Route, place_of
 from reliable_mq.adapters.rabbitmq.parameters import parse
 from reliable_mq.adapters.rabbitmq.publisher import RabbitPublisher
 from reliable_mq.adapters.rabbitmq.session import session
@@ -74,7 +74,7 @@ class RabbitTransport:
         """See Transport.ensure."""
         with session(self._parameters) as opened:
             ensure(opened, topology)
-        self._declared |= {Route(Address(topic.name, topic.name)) for topic in topology.topics}
+        self._declared |= {Route(place_of(topic.name).address) for topic in topology.topics}
 
     def publisher(self) -> RabbitPublisher:
         """See Transport.publisher."""

@@ -10,9 +10,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from reliable_mq.adapters.base import StoredMessage
+from reliable_mq.adapters.rabbitmq.names import dead_letters_of
 from reliable_mq.adapters.rabbitmq.wire import from_wire
 from reliable_mq.errors import ConfigurationError
-from reliable_mq.message import dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ def discard(session: Session, topic: str, group: str, positions: Sequence[int | 
 def _taken(
     session: Session, topic: str, group: str, limit: int | None
 ) -> Iterator[tuple[StoredMessage, int]]:
-    queue = dead_letter_topic(topic, group)
+    queue = dead_letters_of(topic, group)
     refused = session.ask(lambda channel: channel.queue_declare(queue, passive=True))
     if refused is not None:
         text = f"there are no dead letters of group {group!r} of {topic!r}: {refused.reply_text}"

@@ -6,10 +6,14 @@
     delays        the quorum queues `….delay.<seconds>`, which have no consumer and lead back
 
 One queue for each group is partition 0; shard queues of a group will be `topic.group.1` and so on.
+
+A topic may also stand for a queue or an exchange that is there (`reliable_mq.rabbitmq`): those are
+never declared, only what is ours beside them.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
@@ -24,9 +28,12 @@ __all__ = [
     "LADDER",
     "LONGEST_NAME",
     "Address",
+    "Place",
     "Route",
     "address_of",
+    "dead_letters_of",
     "delay_queue",
+    "place_of",
     "queue_of",
     "rung",
 ]
@@ -60,9 +67,43 @@ class Route(Struct, frozen=True, gc=False):
         return Address("", delay_queue(self.address, self.step))
 
 
+class Place(Struct, frozen=True, gc=False):
+    """What a topic is on the broker.
+
+    base: what the names of its groups begin with. queue: the queue that is there; None: each group
+    has its own. ours: whether its exchange is declared by us.
+    """
+
+    base: str
+    address: Address
+    binding: str = "#"
+    queue: str | None = None
+    ours: bool = True
+    unsafe: bool = False
+
+
+@lru_cache(10_000)
+def place_of(topic: str) -> Place:
+    """What stands behind the name of a topic."""
+    kind, _, rest = topic.partition(":")
+    if kind in ("queue", "queue?") and rest:
+        unsafe = kind == "queue?"
+        return Place(rest, Address("", rest), queue=rest, ours=False, unsafe=unsafe)
+    if kind == "exchange" and rest:
+        exchange, _, key = rest.partition(":")
+        return Place(exchange, Address(exchange, key), binding=key, ours=False)
+    return Place(topic, Address(topic, topic))
+
+
 def queue_of(topic: str, group: str) -> str:
-    """The queue of a group."""
-    return f"{topic}.{group}"
+    """The queue that a group of a topic consumes from."""
+    place = place_of(topic)
+    return place.queue or f"{place.base}.{group}"
+
+
+def dead_letters_of(topic: str, group: str) -> str:
+    """The queue of the dead letters of a group."""
+    return dead_letter_topic(place_of(topic).base, group)
 
 
 def address_of(message: Message, to: Destination) -> Address:
@@ -70,9 +111,9 @@ def address_of(message: Message, to: Destination) -> Address:
     if isinstance(to, RetryCopy):
         address = Address("", queue_of(to.topic, to.group))
     elif isinstance(to, DeadLetter):
-        address = Address("", dead_letter_topic(to.topic, to.group))
+        address = Address("", dead_letters_of(to.topic, to.group))
     else:
-        address = Address(message.topic, message.topic)
+        address = place_of(message.topic).address
     # A delay queue of it must have a name, too.
     if len(address.routing_key.encode()) > LONGEST_NAME - len(".delay.32768"):
         text = f"message {message.id!r}: {address} has too long a name for AMQP"

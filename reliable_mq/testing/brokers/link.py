@@ -21,6 +21,8 @@ __all__ = ["Link"]
 #: Seconds that a socket gets to take what was written to it, before a reset throws it away.
 TAKES: Final = 0.2
 RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER for no time: close() sends RST, not FIN
+#: TCP_CLOSE in the first byte of TCP_INFO: nobody is there any more who could take anything.
+GONE: Final = 7
 
 
 class Link:
@@ -101,11 +103,12 @@ class Link:
 
 
 def _has_taken(one: socket.socket) -> Callable[[], bool]:
-    """Whether the other end's kernel has all that was written."""
+    """Whether the other end's kernel has all that was written, or never will."""
 
     def look() -> bool:
         try:
-            return fcntl.ioctl(one, termios.TIOCOUTQ, bytes(4)) == bytes(4)
+            left = fcntl.ioctl(one, termios.TIOCOUTQ, bytes(4)) != bytes(4)
+            return not left or one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == GONE
         except OSError:
             return True
 
