@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from integration.disk_images import PowerCut, commits, copied, folded, read, shortened
 from integration.faults import LONG, is_whole, promises, strace
-from integration.images import PowerCut, commits, copied, folded, read, shortened
 from reliable_mq.testing.history import check
 
 MOMENTS = 60 if LONG else 8
