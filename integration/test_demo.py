@@ -59,13 +59,21 @@ def wait_until(condition, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", ["embedded", "by URL"])
-def test_keeps_every_promise(tmp_path, how):
+@pytest.fixture(params=["embedded", "by URL", "rabbitmq"])
+def broker(request, tmp_path):
+    """What the demo is told of its broker."""
+    if request.param == "embedded":
+        return []
+    if request.param == "by URL":
+        return ["--broker", f"sqlite:///{tmp_path}/b.db?lease_timeout=3"]
+    return ["--broker", request.getfixturevalue("rabbitmq").url]
+
+
+def test_keeps_every_promise(tmp_path, broker):
     """Two kills, retries and poison: nothing lost, nothing out of order, every poison told."""
     files = tmp_path / "files"
-    given = [] if how == "embedded" else ["--broker", f"sqlite:///{tmp_path}/b.db?lease_timeout=3"]
 
-    demo = start(files, *given)
+    demo = start(files, *broker)
     output = finished(demo)
 
     assert demo.returncode == 0, output

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 BACKLOG: Final = 300
 #: Orders that are published in one round, so that it can be watched.
 BURST: Final = 40
-#: When the first consumer is killed: at these shares of the orders.
+#: When a consumer that has work is killed: at these shares of the orders.
 KILLS: Final = (0.3, 0.6)
 #: Until a kill that is due has come about, no more orders are open than these, beside a share of
 #: them all: so that there is something left to do, whatever the machine is busy with.
@@ -257,7 +257,8 @@ class Stage:
             member.check()
             self._take(member.news())
         if self._due and len(self.effects) >= self._due[0]:
-            self._kill(self.members[0])
+            # Where one member of a group has all the work, the others stand by.
+            self._kill(max(self.members, key=lambda one: len(one.in_hand & self._calm)))
         now = time.monotonic()
         if now >= self._looked + 0.5:
             self._looked = now
@@ -297,7 +298,7 @@ class Stage:
         room = finished + BACKLOG - self._next
         if self._due:
             up_to = self._due[0] + int(MARGIN * len(self.planned))
-            if self.members[0].ready():
+            if any(one.ready() for one in self.members):
                 up_to = max(up_to, finished + TRICKLE)
             room = min(room, up_to - self._next)
         burst = self.planned[self._next : self._next + max(0, min(BURST, room))]
