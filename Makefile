@@ -38,8 +38,12 @@ check: $(READY) ## lint, format, types, imports, spelling: runs all of them, cha
 	done; \
 	exit $$failed
 
-bench: $(READY) ## all benchmarks, or one (ONLY=B7)
-	@$(PY) -m benchmarks $(ONLY)
+BENCH := .venv-bench
+$(BENCH)/.installed: pyproject.toml tools/venv.sh
+	@tools/venv.sh $(BENCH) bench-peers
+
+bench: $(BENCH)/.installed ## all benchmarks, or one (ONLY=B7), beside other clients in .venv-bench
+	@$(BENCH)/bin/python -m benchmarks $(ONLY)
 
 brokers-up: $(READY) ## start a local RabbitMQ and print its URL (twice is once)
 	@tools/rabbitmq.sh

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 MODULES = ("lanes", "sleeping", "asyncio_keys", "slow_key", "overhead", "memory_use", "sqlite")
+#: These start a broker, and need its client.
+RABBITMQ = ("rabbitmq_publish", "rabbitmq_consume", "rabbitmq_latency")
 
 
 def load() -> None:
     """Register all of them."""
-    for name in MODULES:
+    load_some(MODULES)
+    if find_spec("pika"):
+        load_some(RABBITMQ)
+    else:
+        print("no scenarios on RabbitMQ: `pip install pika`", file=sys.stderr)
+
+
+def load_some(modules: tuple[str, ...]) -> None:
+    """Register those of some modules."""
+    for name in modules:
         import_module(f"benchmarks.{name}")
