@@ -23,10 +23,12 @@ from reliable_mq.testing.brokers.proxy import Proxy
 from reliable_mq.testing.contracts import Harness, victim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from reliable_mq.adapters.base import Polled, Subscription
 
 #: Short, so that tests need not wait for long.
-OPTIONS = "lease_timeout=1.5&consumer_timeout=10&max_body=1048576&heartbeat=4&connect_timeout=4"
+OPTIONS = "lease_timeout=1.5&consumer_timeout=7&max_body=1048576&heartbeat=4&connect_timeout=4"
 
 
 class Apart(RabbitTransport):
@@ -38,10 +40,12 @@ class Apart(RabbitTransport):
         self._ready: RabbitPublisher | None = None
 
     def ensure(self, topology: Topology) -> None:
+        """See Transport.ensure; both ways know then what is there."""
         super().ensure(topology)
         self._to_publish.ensure(topology)
 
     def publisher(self) -> RabbitPublisher:
+        """See Transport.publisher: the one that is connected, or a new one."""
         ready, self._ready = self._ready, None
         return ready or self._to_publish.publisher()
 
@@ -71,7 +75,7 @@ class RabbitHarness(Harness):
         if broker.controlled:
             self.faults |= {"refuse", "restart"}
 
-    def transport(self):
+    def transport(self) -> Apart:
         """The first one is to publish; its publisher is connected before any fault comes."""
         transport = Apart(self._url(self.consuming.url), self._url(self.publishing.url))
         if not self.used:
@@ -79,28 +83,42 @@ class RabbitHarness(Harness):
             transport.warm_up()
         return transport
 
-    def close(self):
+    def poll(self, subscription: Subscription, limit: int) -> Polled:
+        """Poll once; a member that stands by costs a moment, and there are many such polls."""
+        return subscription.poll(limit, 0.01)
+
+    def close(self) -> None:
+        """End the proxies, and with them all connections."""
         self.publishing.close()
         self.consuming.close()
 
     # -- faults --------------------------------------------------------------------------------
 
-    def kill_after(self, subscribe, take, *, ack=(), nack=None):
+    def kill_after(
+        self,
+        subscribe: Subscribe,
+        take: int,
+        *,
+        ack: Sequence[int] = (),
+        nack: Mapping[int, float] | None = None,
+    ) -> list[str]:
+        """See Harness.kill_after; `be_killed` is what it runs."""
         asks = msgspec.to_builtins(subscribe)
         url = self._url(self.broker.url)
         order = json.dumps([url, asks, take, list(ack), list((nack or {}).items())])
         command = [sys.executable, "-m", "integration.rabbitmq_harness", order]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            taken = json.loads(process.stdout.readline())
+            taken: list[str] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
             process.send_signal(signal.SIGKILL)
         return taken
 
-    def publish_foreign(self, topic, body):
+    def publish_foreign(self, topic: str, body: bytes) -> None:
+        """By plain pika, with no property at all."""
         with self._plain() as channel:
             channel.basic_publish(topic, "anything", body)
 
     @contextmanager
-    def blocked(self):
+    def blocked(self) -> Iterator[None]:
         """Nothing gets to the broker, and nothing comes back."""
         self.publishing.hold()
         try:
@@ -109,21 +127,24 @@ class RabbitHarness(Harness):
             self.publishing.restore()
 
     @contextmanager
-    def answers_held(self):
+    def answers_held(self) -> Iterator[None]:
+        """What comes back is kept for the end."""
         self.publishing.down.held = True
         try:
             yield
         finally:
             self.publishing.restore()
 
-    def lose_answers(self, times):
+    def lose_answers(self, times: int) -> None:
+        """For a while nothing comes back."""
         self.publishing.down.held = True
         timer = threading.Timer(2 * self.delay, self.publishing.restore)
         timer.daemon = True
         timer.start()
 
     @contextmanager
-    def disconnected(self):
+    def disconnected(self) -> Iterator[None]:
+        """Every connection is reset, and new ones are refused."""
         self.publishing.cut()
         self.consuming.cut()
         try:
@@ -132,7 +153,7 @@ class RabbitHarness(Harness):
             self.publishing.restore()
             self.consuming.restore()
 
-    def refuse_publishes(self, times):
+    def refuse_publishes(self, times: int) -> None:
         """For a while each queue refuses more messages, however few it has."""
         self._limit(1)
         timer = threading.Timer(0.5, self._limit, (1_000_000,))
@@ -144,7 +165,8 @@ class RabbitHarness(Harness):
         definition = f'{{"max-length":{length},"overflow":"reject-publish"}}'
         self.broker.ctl("set_policy", "full", "^contract", definition, "--apply-to", "queues")
 
-    def restart(self):
+    def restart(self) -> None:
+        """End it gracefully, and start it again."""
         self.broker.stop()
         self.broker.start()
 
@@ -162,7 +184,13 @@ class RabbitHarness(Harness):
         return f"{url}?{OPTIONS}"
 
 
-def be_killed(url, asks, take, ack, nack):
+def be_killed(
+    url: str,
+    asks: dict[str, Any],
+    take: int,
+    ack: Sequence[int],
+    nack: Sequence[tuple[int, float]],
+) -> None:
     """The life of a member that is killed."""
     subscribe = msgspec.convert(asks, Subscribe)
     member = RabbitTransport(url, clock=SYSTEM_CLOCK).subscribe(subscribe, lambda *_: None)
