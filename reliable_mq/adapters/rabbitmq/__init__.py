@@ -19,6 +19,7 @@ optional     DeadLetterStore
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Final
 
 from reliable_mq.adapters.base import Capabilities
@@ -31,12 +32,15 @@ from reliable_mq.adapters.rabbitmq.subscription import RabbitSubscription
 from reliable_mq.adapters.rabbitmq.topology import check_subscribe, ensure
 from reliable_mq.clock import SYSTEM_CLOCK
 from reliable_mq.errors import ConfigurationError
+from reliable_mq.message import RetryCopy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from reliable_mq.adapters.base import OnRevoke, StoredMessage, Subscribe, Topology
     from reliable_mq.clock import Clock
+    from reliable_mq.confirmation import Confirmation
+    from reliable_mq.message import Destination, Message
 
 __all__ = ["RabbitTransport"]
 
@@ -44,6 +48,9 @@ __all__ = ["RabbitTransport"]
 PREFETCH: Final = 1_000
 #: The most that AMQP can say.
 LARGEST_PREFETCH: Final = 65_535
+#: Seconds that passing a delayed message on may take, and that closing waits for it.
+PASS_ON_WITHIN: Final = 30.0
+LAST_SECOND: Final = 1.0
 #: Share of the broker's consumer timeout for which something is kept in hand.
 MARGIN: Final = 0.8
 
@@ -60,6 +67,8 @@ class RabbitTransport:
         self._parameters = parse(url)
         self._clock = clock
         self._declared: set[Route] = set()
+        self._gate = threading.Lock()
+        self._own_publisher: RabbitPublisher | None = None
         options = self._parameters.options
         self.capabilities = Capabilities(
             name="rabbitmq",
@@ -97,10 +106,25 @@ class RabbitTransport:
             prefetch=min(prefetch, LARGEST_PREFETCH),
             max_hold=options.consumer_timeout * MARGIN,
             one_at_a_time=subscribe.order != "none",
+            pass_on=lambda message, queue, due: self._pass_on(
+                message, RetryCopy(queues[queue], subscribe.group), due
+            ),
         )
 
     def close(self) -> None:
-        """Nothing is shared: every publisher and subscription has a connection of its own."""
+        """Close what passed delayed messages on; all else has connections of its own."""
+        with self._gate:
+            publisher, self._own_publisher = self._own_publisher, None
+        if publisher is not None:
+            publisher.close(LAST_SECOND)
+
+    def _pass_on(self, message: Message, to: Destination, due: float) -> Confirmation:
+        with self._gate:
+            if self._own_publisher is None:
+                self._own_publisher = self.publisher()
+            publisher = self._own_publisher
+        deadline = self._clock.monotonic() + PASS_ON_WITHIN
+        return publisher.submit(message, to, not_before=due, deadline=deadline)
 
     def browse(self, topic: str, group: str, limit: int) -> Iterator[StoredMessage]:
         """See DeadLetterStore.browse."""

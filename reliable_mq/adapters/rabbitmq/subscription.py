@@ -9,8 +9,6 @@ again, the copy is not run but takes the place of the first, and the end of the 
 from __future__ import annotations
 
 import heapq
-import threading
-from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,27 +16,31 @@ from msgspec.structs import replace
 
 from reliable_mq.adapters.base import Polled
 from reliable_mq.adapters.rabbitmq.consuming import Consuming
+from reliable_mq.adapters.rabbitmq.mail import Mail
 from reliable_mq.adapters.rabbitmq.wire import from_wire
 from reliable_mq.errors import ConfigurationError, ConnectionFailed
-from reliable_mq.message import Delivery, Lease
+from reliable_mq.message import NOT_BEFORE, Delivery, Lease, Receipt, header
+from reliable_mq.outcome import LONGEST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from reliable_mq.adapters.base import OnRevoke
+    from reliable_mq.adapters.rabbitmq.mail import Arrival
     from reliable_mq.adapters.rabbitmq.parameters import Parameters
     from reliable_mq.clock import Clock
+    from reliable_mq.confirmation import Confirmation
+    from reliable_mq.message import Message
 
 __all__ = ["RabbitSubscription"]
-
-#: Queue, method, properties, body, and when it came.
-Arrival = tuple[str, Any, Any, bytes, float]
 
 NOTHING: Final = Polled()
 #: Seconds that `close` waits for the broker to take the last acks.
 LAST_ACKS: Final = 2.0
 #: Seconds between two looks for what is in hand for too long.
 LOOK: Final = 0.25
+#: Seconds for which a message that is not due is kept here; for longer it goes back to the ladder.
+HOLD: Final = 30.0
 #: Runs that ended while their message was nowhere: so many are remembered.
 REMEMBERED: Final = 10_000
 
@@ -59,7 +61,11 @@ class RabbitLease(Lease):
 
 
 class RabbitSubscription:
-    """The owner thread polls, acks, nacks and closes; `wake` any thread."""
+    """The owner thread polls, acks, nacks and closes; `wake` any thread.
+
+    Args:
+        pass_on: Sends a message to a queue again, not before a time (epoch seconds).
+    """
 
     def __init__(
         self,
@@ -71,12 +77,16 @@ class RabbitSubscription:
         prefetch: int,
         max_hold: float,
         one_at_a_time: bool,
+        pass_on: Callable[[Message, str, float], Confirmation],
     ) -> None:
         self._parameters = parameters
         self._queues = queues
         self._on_revoke = on_revoke
         self._clock = clock
         self._max_hold = max_hold
+        self._pass_on = pass_on
+        #: On their way through the ladder of delays once more.
+        self._passed_on: list[tuple[Confirmation, Delivery]] = []
         self._one_at_a_time = one_at_a_time
         self._closed = False
         # The owner thread's own: which generation it knows, and what it has of it.
@@ -93,64 +103,54 @@ class RabbitSubscription:
         self._ended: dict[tuple[str, str], None] = {}
         self._lost: list[Lease] = []
         self._look_at = 0.0
-        # Shared with the I/O thread, under this lock.
-        self._news = threading.Condition()
-        self._inbox: deque[Arrival] = deque()
-        self._settled: list[int] = []
-        self._generation = 0
-        self._up = False
-        self._gone = ""
-        self._expired = False
-        self._woken = False
-        #: Why the broker cannot be reached; "" while it can.
-        self._cut_off = ""
-        self._joined = False
-        #: Another member was there first, and nothing has come since.
-        self._standby = False
-        self._polled_at = clock.monotonic()
-        self._io = Consuming(parameters, queues, prefetch, self)
+        options = parameters.options
+        self._mail = Mail(
+            clock,
+            options.lease_timeout,
+            one_at_a_time=one_at_a_time,
+            on_silence=lambda: self._io.recycle("nobody polled for too long", rest=True),
+        )
+        self._io = Consuming(parameters, queues, prefetch, self._mail)
         self._io.start()
-        with self._news:
-            self._news.wait_for(lambda: self._joined, parameters.options.connect_timeout)
+        self._mail.wait_joined(options.connect_timeout)
 
     # -- the port ------------------------------------------------------------------------------
 
     @property
     def standby(self) -> bool:
         """See Subscription.standby."""
-        return self._standby
+        return self._mail.standby
 
     def poll(self, limit: int, timeout: float) -> Polled:
         """See Subscription.poll."""
+        mail = self._mail
         end = self._clock.monotonic() + timeout
         while True:
-            with self._news:
-                self._wait_for_news(limit, end)
-                now = self._polled_at = self._clock.monotonic()
-                expired, self._expired = self._expired, False
-                woken, self._woken = self._woken, False
-                generation, up = self._generation, self._up
-            if expired:
+            due = self._later[0][0] if limit > 0 and self._later else end
+            in_hand = bool(self._in_hand or self._acked)
+            news = mail.wait(self._known, min(end, due), arrivals=limit > 0, in_hand=in_hand)
+            now = self._clock.monotonic()
+            if news.expired:
                 self._lose_all()
                 self._io.resume()
-            elif self._too_long_in_hand(now):
+            elif self._too_long_in_hand(now, up=news.up):
                 # In this order: nobody else has any of it before it is known here to be lost.
-                self._let_go(generation, now)
+                self._let_go(news.generation, now)
                 self._io.recycle("a message was in hand for nearly as long as the broker allows")
-            elif generation != self._known or not up:
-                self._let_go(generation, now)
-            self._look_after_the_adrift(now, up=up)
+            elif news.generation != self._known or not news.up:
+                self._let_go(news.generation, now)
+            self._look_after_the_adrift(now, up=news.up)
             polled = self._collect(limit, now)
             if polled is not NOTHING:
                 return polled
-            if self._gone:
-                text = f"queue {self._gone!r} is gone: declare its topic and group again"
+            if mail.missing:
+                text = f"queue {mail.missing!r} is gone: declare its topic and group again"
                 raise ConfigurationError(text)
-            if woken:
+            if news.woken:
                 return NOTHING
             if now >= end:
-                if self._cut_off:
-                    text = f"{self._parameters}: {self._cut_off}; it is tried again"
+                if mail.cut_off:
+                    text = f"{self._parameters}: {mail.cut_off}; it is tried again"
                     raise ConnectionFailed(text)
                 return NOTHING
 
@@ -183,9 +183,7 @@ class RabbitSubscription:
 
     def wake(self) -> None:
         """See Subscription.wake."""
-        with self._news:
-            self._woken = True
-            self._news.notify_all()
+        self._mail.wake()
 
     def close(self) -> None:
         """See Subscription.close."""
@@ -194,9 +192,7 @@ class RabbitSubscription:
         self._closed = True
         end = self._clock.monotonic() + LAST_ACKS
         while self._acked and (left := end - self._clock.monotonic()) > 0:
-            with self._news:
-                self._news.wait_for(lambda: self._settled or not self._up, left)
-                up = self._up
+            up = self._mail.wait_settled(left)
             self._note_settled()
             if not up:
                 break
@@ -205,33 +201,15 @@ class RabbitSubscription:
 
     # -- the owner thread ----------------------------------------------------------------------
 
-    def _wait_for_news(self, limit: int, end: float) -> None:
-        while not (
-            self._woken
-            or self._expired
-            or self._settled
-            or self._lost
-            or self._generation != self._known
-            or (not self._up and (self._in_hand or self._acked))
-            or (limit > 0 and self._inbox)
-        ):
-            until = min(end, self._later[0][0]) if limit > 0 and self._later else end
-            left = until - self._clock.monotonic()
-            if left <= 0:
-                return
-            self._news.wait(left)
-
     def _collect(self, limit: int, now: float) -> Polled:
         deliveries: list[Delivery] = []
+        if self._passed_on:
+            self._note_passed_on(now)
         while len(deliveries) < limit and self._later and self._later[0][0] <= now:
             due = heapq.heappop(self._later)[2]
-            if due.lease in self._in_hand:
+            if due.lease in self._in_hand and not self._still_early(due, now):
                 deliveries.append(due)
-        with self._news:
-            arrivals = [
-                self._inbox.popleft() for _ in range(min(limit - len(deliveries), len(self._inbox)))
-            ]
-        for arrival in arrivals:
+        for arrival in self._mail.take(limit - len(deliveries)):
             delivery = self._received(arrival, now)
             if delivery is not None:
                 deliveries.append(delivery)
@@ -242,8 +220,7 @@ class RabbitSubscription:
         return Polled(deliveries, settled, lost)
 
     def _note_settled(self) -> list[Lease]:
-        with self._news:
-            tags, self._settled = self._settled, []
+        tags = self._mail.take_settled()
         return [self._acked.pop(tag) for tag in tags if tag in self._acked]
 
     def _received(self, arrival: Arrival, now: float) -> Delivery | None:
@@ -256,7 +233,42 @@ class RabbitSubscription:
         lease = RabbitLease(tag, name, at)
         self._in_hand.add(lease)
         times = _times(properties, method)
-        return Delivery(message, lease, redelivered=times, position=tag, weak_id=weak, arrived=now)
+        delivery = Delivery(
+            message, lease, redelivered=times, position=tag, weak_id=weak, arrived=now
+        )
+        early = _early(message, self._clock.now())
+        if early:
+            self._not_yet(delivery, queue, early, now)
+            return None
+        return delivery
+
+    def _not_yet(self, delivery: Delivery, queue: str, early: float, now: float) -> None:
+        """It has passed the longest step, or the clocks differ: keep it, or send it on."""
+        if early <= HOLD:
+            heapq.heappush(self._later, (now + early, next(self._tickets), delivery))
+            return
+        confirmation = self._pass_on(delivery.message, queue, self._clock.now() + early)
+        confirmation.add_done_callback(lambda _: self._mail.wake())
+        self._passed_on.append((confirmation, delivery))
+
+    def _still_early(self, delivery: Delivery, now: float) -> bool:
+        early = _early(delivery.message, self._clock.now())
+        if early:
+            heapq.heappush(self._later, (now + min(early, HOLD), next(self._tickets), delivery))
+        return bool(early)
+
+    def _note_passed_on(self, now: float) -> None:
+        """What the ladder has got is acked; what it did not get is kept until it is due."""
+        open_ones, self._passed_on = self._passed_on, []
+        for confirmation, delivery in open_ones:
+            outcome = confirmation.outcome
+            if isinstance(outcome, Receipt):
+                self.ack([delivery])
+            elif outcome is not None:
+                again = min(HOLD, _early(delivery.message, self._clock.now()))
+                heapq.heappush(self._later, (now + again, next(self._tickets), delivery))
+            else:
+                self._passed_on.append((confirmation, delivery))
 
     def _stands_in(self, name: tuple[str, str], tag: int, at: float) -> bool:
         """Whether this is a copy of what runs here still, or has ended since."""
@@ -313,15 +325,13 @@ class RabbitSubscription:
         lease.lost = True
         self._lost.append(lease)
 
-    def _too_long_in_hand(self, now: float) -> bool:
-        if not self._up or now < self._look_at:
+    def _too_long_in_hand(self, now: float, *, up: bool) -> bool:
+        if not up or now < self._look_at:
             return False
         self._look_at = now + LOOK
-        oldest = min([lease.arrived for lease in self._in_hand], default=now)
-        with self._news:
-            if self._inbox:
-                oldest = min(oldest, self._inbox[0][4])
-        return now - oldest > self._max_hold
+        came = [lease.arrived for lease in self._in_hand]
+        oldest = self._mail.oldest()  # the broker counts from when it sent it, not from the poll
+        return now - min([*came, now if oldest is None else oldest]) > self._max_hold
 
     def _look_after_the_adrift(self, now: float, *, up: bool) -> None:
         if not up:
@@ -337,62 +347,15 @@ class RabbitSubscription:
             if len(self._ended) > REMEMBERED:
                 del self._ended[next(iter(self._ended))]
 
-    # -- the I/O thread ------------------------------------------------------------------------
 
-    def began(self, generation: int) -> None:
-        """See Mailroom.began."""
-        with self._news:
-            self._generation = generation
-            self._up = True
-            self._cut_off = self._gone = ""
-            self._inbox.clear()
-            self._settled.clear()
-            self._news.notify_all()
-
-    def arrived(self, queue: str, method: Any, properties: Any, body: bytes) -> None:
-        """See Mailroom.arrived."""
-        arrival = (queue, method, properties, body, self._clock.monotonic())
-        with self._news:
-            self._inbox.append(arrival)
-            self._standby = False
-            self._news.notify_all()
-
-    def settled(self, tags: Sequence[int]) -> None:
-        """See Mailroom.settled."""
-        with self._news:
-            self._settled += tags
-            self._news.notify_all()
-
-    def ended(self, why: str, *, cut_off: bool) -> None:
-        """See Mailroom.ended."""
-        with self._news:
-            self._up = False
-            self._cut_off = why if cut_off else ""
-            self._inbox.clear()
-            self._settled.clear()
-            self._news.notify_all()
-
-    def gone(self, queue: str) -> None:
-        """See Mailroom.gone."""
-        with self._news:
-            self._gone = queue
-            self._news.notify_all()
-
-    def joined(self, *, free: bool) -> None:
-        """See Mailroom.joined."""
-        with self._news:
-            self._joined = True
-            self._standby = self._one_at_a_time and not free
-            self._news.notify_all()
-
-    def look(self) -> None:
-        """See Mailroom.look."""
-        now = self._clock.monotonic()
-        with self._news:
-            silent = self._up and now - self._polled_at > self._parameters.options.lease_timeout
-            self._expired = self._expired or silent
-        if silent:
-            self._io.recycle("nobody polled for too long", rest=True)
+def _early(message: Message, now: float) -> float:
+    """Seconds until it may be handled."""
+    text = header(message, NOT_BEFORE)
+    try:
+        early = 0.0 if text is None else float(text) - now
+    except ValueError:
+        return 0.0  # forged: the core says so
+    return early if 0.0 < early <= LONGEST else 0.0
 
 
 def _times(properties: Any, method: Any) -> int:
