@@ -19,6 +19,7 @@ from typing import NamedTuple, get_args
 import pytest
 
 from reliable_mq import Context, Limits, ReliableMQ
+from reliable_mq.adapters.rabbitmq.parameters import FILES, NUMBERS, OTHERS, Options
 from reliable_mq.app import Health
 from reliable_mq.deadletter import REASONS
 from reliable_mq.events import Event
@@ -156,7 +157,7 @@ def test_what_is_not_built_is_named_and_refused():
         assert f"`{name}=" in text, name
     assert 'on_failure="park"' in text
     assert "audit=True" in text
-    for scheme in set(COMING) - {"amqps", "rocketmq-legacy"}:
+    for scheme in set(COMING) - {"rocketmq-legacy"}:
         assert f"`{scheme}://…` | not built yet" in text
 
 
@@ -165,6 +166,18 @@ def test_every_option_of_the_embedded_broker_is_documented():
     text = page("docs/sqlite.md")
     for name in OPTIONS:
         assert f"| `{name}` |" in text
+
+
+def test_every_option_of_rabbitmq_is_documented():
+    """All that its URL takes, with the defaults."""
+    text = page("docs/rabbitmq.md")
+    defaults = Options()
+    for name in NUMBERS:
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", text, re.MULTILINE)
+        assert row, f"{name} has no row"
+        assert float(row[1]) == getattr(defaults, name), name
+    for name in (*FILES, *OTHERS):
+        assert f"`{name}`" in text
 
 
 def test_every_event_and_health_field_is_documented():
