@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -149,6 +150,15 @@ def test_ports_are_given_once_and_below_those_of_clients() -> None:
 
     assert len(ports) == 20
     assert ports <= set(PORTS)
+    taken = ports.pop()
+    assert free_port(taken) != taken
+
+
+def test_a_port_that_somebody_listens_on_is_not_free() -> None:
+    """Also when it is asked for."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert free_port(port) != port
 
 
 # -- processes ---------------------------------------------------------------------------------

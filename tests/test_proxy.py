@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from contextlib import closing
@@ -8,6 +9,9 @@ from contextlib import closing
 import pytest
 
 from reliable_mq.testing.brokers import Proxy
+
+#: SO_LINGER: close as usual, or by a reset.
+FIN, RST = struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)
 
 
 class Echo:
@@ -83,6 +87,17 @@ def take_one(proxy: Proxy) -> bytes:
     """Connect, and take a byte."""
     with socket.create_connection(("127.0.0.1", proxy.port), 10) as client:
         return client.recv(1)
+
+
+def end(client: socket.socket, how: bytes) -> None:
+    """Close it this way."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+    client.close()
+
+
+def nothing_ends(proxy: Proxy) -> bool:
+    """Whether its connections stay for a while."""
+    return not proxy.comes_to(lambda it: it.connections == 0, 0.1)
 
 
 def nothing_comes(client: socket.socket, within: float = 0.1) -> bool:
@@ -229,14 +244,16 @@ def test_held_answers_come_later_and_whole(proxy, client, echo) -> None:
     assert take(client, 10) == b"0123456789"
 
 
-def test_a_partition_keeps_also_the_end(proxy, client, echo) -> None:
+@pytest.mark.parametrize("how", [FIN, RST])
+def test_a_partition_keeps_also_the_end(proxy, client, echo, how) -> None:
     """Nothing gets through, and neither end learns that the other has gone, until it heals."""
     client.sendall(b"x")
     assert take(client, 1) == b"x"
     proxy.hold()
     client.sendall(b"y")
-    client.close()
     assert proxy.comes_to(lambda it: it.up.read == 2)
+    end(client, how)
+    assert nothing_ends(proxy)
     assert (bytes(echo.got), echo.ended) == (b"x", [])
 
     proxy.restore()
@@ -256,6 +273,20 @@ def test_a_black_hole_takes_everything_and_gives_nothing(proxy, client, echo) ->
     with socket.create_connection(("127.0.0.1", proxy.port), 10) as another:
         assert nothing_comes(another)
     assert (bytes(echo.got), echo.ended) == (b"", [])
+
+
+@pytest.mark.parametrize("fault", ["hold", "swallow"])
+@pytest.mark.parametrize("how", [FIN, RST])
+def test_who_leaves_in_silence_is_not_missed(proxy, client, echo, fault, how) -> None:
+    """Also where no byte is on its way: the broker keeps a connection that nobody has."""
+    client.sendall(b"x")
+    assert take(client, 1) == b"x"
+    getattr(proxy, fault)()
+
+    end(client, how)
+
+    assert nothing_ends(proxy)
+    assert echo.ended == []
 
 
 def test_answers_that_are_dropped(proxy, client, echo) -> None:
