@@ -1,0 +1,1 @@
+"""Programs on a RabbitMQ that is there: `python -m examples.rabbitmq.attach amqp://…`."""
