@@ -244,7 +244,7 @@ def test_held_answers_come_later_and_whole(proxy, client, echo) -> None:
     assert take(client, 10) == b"0123456789"
 
 
-@pytest.mark.parametrize("how", [FIN, RST])
+@pytest.mark.parametrize("how", [FIN, RST], ids=["fin", "rst"])
 def test_a_partition_keeps_also_the_end(proxy, client, echo, how) -> None:
     """Nothing gets through, and neither end learns that the other has gone, until it heals."""
     client.sendall(b"x")
@@ -276,7 +276,7 @@ def test_a_black_hole_takes_everything_and_gives_nothing(proxy, client, echo) ->
 
 
 @pytest.mark.parametrize("fault", ["hold", "swallow"])
-@pytest.mark.parametrize("how", [FIN, RST])
+@pytest.mark.parametrize("how", [FIN, RST], ids=["fin", "rst"])
 def test_who_leaves_in_silence_is_not_missed(proxy, client, echo, fault, how) -> None:
     """Also where no byte is on its way: the broker keeps a connection that nobody has."""
     client.sendall(b"x")
