@@ -7,6 +7,7 @@ release of pika has no such thing, each message is published by itself.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pika
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from reliable_mq.adapters.rabbitmq.window import Entry, Window
 
 __all__ = ["PublishChannel"]
+
+log = logging.getLogger("reliable_mq.rabbitmq")
 
 #: Bytes of one write.
 BURST: Final = 128 * 1024
@@ -135,7 +138,9 @@ class PublishChannel:
 
     def _block(self, _connection: Any, _frame: Any) -> None:
         self._blocked = True
+        log.warning("the broker blocks publishing: it is short of memory or disk")
 
     def _unblock(self, _connection: Any, _frame: Any) -> None:
         self._blocked = False
+        log.info("the broker takes messages again")
         self._sender.ready()
