@@ -28,3 +28,12 @@ def one_life(names, redelivered):
         lane.queue.popleft()
         lanes.handed_back(lane, 0)
     return ran
+
+
+def test_a_suspect_that_is_run_at_once_is_named_all_the_same():
+    """A worker may be through with it before it can be told that it runs alone."""
+    lanes = Lanes(lambda lane: lane.queue.popleft())
+    suspect = Delivery(Message(KILLER, "orders"), Lease(), redelivered=2)
+    lanes.add(b"a", suspect)
+
+    assert lanes.run_suspect() is suspect

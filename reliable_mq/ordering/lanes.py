@@ -275,8 +275,9 @@ class Lanes:
                 self._solitary = lane
                 lane.alone = True
                 self.busy += 1
+                head = lane.queue[0]  # before a worker has it, who may be through with it at once
                 self._hand_out(lane)
-                return lane.queue[0]
+                return head
             self._ready(lane)  # dropped while it waited: gone
         return None
 
