@@ -15,8 +15,10 @@ import pytest
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from integration.faults import until
-from reliable_mq.testing.brokers import Certificates, Proxy, RabbitMQProcess
+from reliable_mq.testing.brokers import Certificates, Missing, Proxy, RabbitMQProcess, unavailable
 from reliable_mq.testing.brokers.rabbitmq import connect
+
+pytestmark = pytest.mark.timeout(300)  # three nodes on a busy machine take their time to start
 
 QUORUM = {"x-queue-type": "quorum"}
 numbers = count(1)
@@ -34,8 +36,11 @@ def _calm():
 
 @pytest.fixture(params=["rabbitmq", "rabbitmq_container", "rabbitmq_cluster"])
 def broker(request):
-    """Each way to have one."""
-    return request.getfixturevalue(request.param)
+    """Each way to have one that can be hurt."""
+    broker = request.getfixturevalue(request.param)
+    if not broker.controlled:
+        unavailable(Missing("the broker of RELIABLE_MQ_RABBITMQ_URL is not ours to hurt: unset it"))
+    return broker
 
 
 @pytest.fixture

@@ -88,6 +88,9 @@ class RunningRabbitMQ(RabbitMQ):
         self._refuse()
         return ""
 
+    def flush(self) -> None:
+        """Nothing to do: nobody here kills it."""
+
     def log(self, lines: int = 30) -> str:
         """Nothing: its log is where it runs."""
         return ""
