@@ -17,6 +17,7 @@ from benchmarks.rabbitmq_raw import BlockingConnection, consume, publish
 from benchmarks.workload import GROUP, TOPIC, count
 from reliable_mq.adapters.base import GroupSpec, TopicSpec, Topology
 from reliable_mq.adapters.rabbitmq import RabbitTransport
+from reliable_mq.adapters.rabbitmq.properties import by_pika
 from reliable_mq.adapters.rabbitmq.wire import properties_of
 from reliable_mq.testing.brokers import provide_rabbitmq
 
@@ -55,7 +56,9 @@ def fresh_queue() -> Iterator[str]:
 
 def fill(messages: Sequence[Message]) -> None:
     """Put these into the queue, as ours writes them."""
-    publish(url(), TOPIC, [(one.body or b"", properties_of(one)) for one in messages])
+    publish(
+        url(), TOPIC, [(one.body or b"", by_pika(properties_of(one).encoded)) for one in messages]
+    )
 
 
 def stored(sent: int) -> Counts:

@@ -14,6 +14,7 @@ from reliable_mq.adapters.rabbitmq.arguments import delay_arguments, queue_argum
 from reliable_mq.adapters.rabbitmq.link import cause_of
 from reliable_mq.adapters.rabbitmq.names import LADDER, Address, Route, address_of, rung
 from reliable_mq.adapters.rabbitmq.parameters import parse
+from reliable_mq.adapters.rabbitmq.properties import by_pika, read
 from reliable_mq.adapters.rabbitmq.tags import Tags
 from reliable_mq.adapters.rabbitmq.window import Entry, Window
 from reliable_mq.adapters.rabbitmq.wire import from_wire, marshal, properties_of
@@ -76,10 +77,54 @@ MESSAGES = st.builds(
 def test_a_message_comes_out_as_it_went_in(message):
     """Also through pika's own encoding: id, key, body, headers in order, time."""
     encoded = pika.BasicProperties()
-    encoded.decode(b"".join(properties_of(message).encode()))
+    encoded.decode(properties_of(message).encoded)
     out, weak = from_wire("orders", "orders.g", encoded, message.body or b"")
     assert out == message
     assert not weak
+
+
+@given(MESSAGES)
+def test_properties_are_the_same_as_those_of_pika(message):
+    """What is written by hand is what pika writes, and what is read by hand is what pika reads."""
+    made = properties_of(message)
+    theirs = pika.BasicProperties(
+        content_type=made.content_type,
+        headers=made.headers,
+        delivery_mode=2,
+        message_id=made.message_id,
+        timestamp=made.timestamp,
+    )
+    assert made.encoded == b"".join(theirs.encode())
+    mine, theirs = read(made.encoded), by_pika(made.encoded)
+    for name in ("content_type", "headers", "message_id", "timestamp"):
+        assert getattr(mine, name) == getattr(theirs, name) == getattr(made, name)
+
+
+TABLES = st.dictionaries(
+    NAMES,
+    st.one_of(TEXT, st.binary(max_size=9), st.integers(-9, 1 << 40), st.none(), st.booleans()),
+)
+
+
+@given(
+    st.builds(
+        pika.BasicProperties,
+        content_type=st.none() | st.just("text/plain"),
+        headers=st.none() | TABLES,
+        delivery_mode=st.none() | st.just(1),
+        priority=st.none() | st.integers(0, 9),
+        message_id=st.none() | TEXT,
+        timestamp=st.none() | st.integers(0, 1 << 40),
+        app_id=st.none() | TEXT,
+    )
+)
+def test_properties_of_others_are_read_as_by_pika(properties):
+    """Whatever is in there."""
+    data = b"".join(properties.encode())
+    mine, theirs = read(data), by_pika(data)
+    for name in ("content_type", "message_id", "timestamp"):
+        assert getattr(mine, name) == getattr(theirs, name)
+    assert (mine.headers or {}) == (theirs.headers or {})
 
 
 def test_a_foreign_message_without_an_id_has_a_weak_one():
@@ -107,7 +152,7 @@ def test_foreign_headers_come_as_text():
 
 def test_headers_that_end_the_connection_are_refused():
     """A header frame above the limit is a connection error at the broker."""
-    properties = properties_of(Message("id", "t", headers=(("h", "x" * 5_000),)))
+    properties = properties_of(Message("id", "t", headers=(("h", "x" * 5_000),))).encoded
     with pytest.raises(TransportError, match="more than a frame of 4096"):
         marshal(1, b"", properties, b"", 4_096)
 
@@ -115,7 +160,7 @@ def test_headers_that_end_the_connection_are_refused():
 @given(st.binary(max_size=300))
 def test_a_body_is_cut_into_frames(body):
     """Each frame keeps within the limit, and together they are the body."""
-    frames = marshal(3, b"", pika.BasicProperties(), body, 64)
+    frames = marshal(3, b"", b"", body, 64)
     frames = frames[frames.index(b"\xce") + 1 :]
     read = b""
     while frames:

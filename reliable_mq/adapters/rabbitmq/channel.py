@@ -14,6 +14,7 @@ import pika
 import pika.exceptions
 
 from reliable_mq.adapters.rabbitmq.probe import Probe
+from reliable_mq.adapters.rabbitmq.properties import by_pika
 from reliable_mq.adapters.rabbitmq.wire import marshal
 from reliable_mq.errors import TransportError
 
@@ -76,8 +77,9 @@ class PublishChannel:
         message, address = entry.confirmation.message, entry.address
         body = message.body or b""
         if self._emit is None:
+            properties = by_pika(entry.properties.encoded)
             self._channel.basic_publish(
-                address.exchange, address.routing_key, body, entry.properties, mandatory=True
+                address.exchange, address.routing_key, body, properties, mandatory=True
             )
             return len(body) + 1
         number = self._channel.channel_number
@@ -89,7 +91,7 @@ class PublishChannel:
             method = self._methods[address] = pika.frame.Method(number, publish).marshal()
         frame_max = self._connection.params.frame_max
         try:
-            data = marshal(number, method, entry.properties, body, frame_max)
+            data = marshal(number, method, entry.properties.encoded, body, frame_max)
         except TransportError as error:
             # The window has counted it as sent, so its tags are not the broker's any more.
             self._sender.unsendable(entry, str(error))

@@ -30,7 +30,7 @@ from reliable_mq.errors import (
     TransportError,
     Unroutable,
 )
-from reliable_mq.message import NOT_BEFORE, DeadLetter, Receipt, RetryCopy, Topic
+from reliable_mq.message import DeadLetter, Receipt, RetryCopy, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pika
 
     from reliable_mq.adapters.rabbitmq.parameters import Parameters
+    from reliable_mq.adapters.rabbitmq.properties import Properties
     from reliable_mq.clock import Clock
     from reliable_mq.message import Destination, Message
 
@@ -159,15 +160,12 @@ class RabbitPublisher:
             confirmation, address, properties, key=key, route=route, deadline=deadline, size=size
         )
 
-    def _properties(self, message: Message, due: float | None) -> pika.BasicProperties:
+    def _properties(self, message: Message, due: float | None) -> Properties:
         try:
-            properties = properties_of(message)
-            if due is not None:
-                properties.headers[NOT_BEFORE] = repr(due)
+            return properties_of(message, due)
         except (TypeError, ValueError) as error:
             text = f"message {message.id!r} cannot be sent: {type(error).__name__} in its envelope"
             raise PublishRejected(text, message) from error
-        return properties
 
     def _size(self, message: Message, to: Destination) -> int:
         body = len(message.body or b"")

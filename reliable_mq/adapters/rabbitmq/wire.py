@@ -13,17 +13,21 @@ and the content, and is weak. Headers whose values are no text come as their tex
 from __future__ import annotations
 
 import hashlib
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import pika
 
+from reliable_mq.adapters.rabbitmq.properties import encode
 from reliable_mq.errors import TransportError
-from reliable_mq.message import CONTENT_TYPE, PREFIX, Message
+from reliable_mq.message import CONTENT_TYPE, NOT_BEFORE, PREFIX, Message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pika
+
+    from reliable_mq.adapters.rabbitmq.properties import Properties
     from reliable_mq.message import Header
 
 __all__ = ["from_wire", "marshal", "properties_of"]
@@ -39,20 +43,29 @@ OWN: Final = frozenset({KEY, CREATED, TOMBSTONE, HEADERS, ID})
 BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-")
 #: Bytes of a short string in AMQP.
 SHORT: Final = 255
-PERSISTENT: Final = 2
+#: What a frame has besides its payload, and a header frame besides its properties.
+OVERHEAD: Final = 8
+HEADER_SIZE: Final = 12
+END: Final = b"\xce"
 
+# Type, channel and size of a frame; class, weight and size of the body: AMQP 0-9-1, section 4.2.
+_frame = Struct(">BHI")
+_header = Struct(">BHIHHQ")
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(tuple[tuple[str, Any], ...]).decode
 
 
-def properties_of(message: Message) -> pika.BasicProperties:
-    """What says everything of a message but its body."""
+def properties_of(message: Message, due: float | None = None) -> Properties:
+    """What says everything of a message but its body. `due`: not before this time.
+
+    Raises: TypeError, ValueError for a header that cannot be sent.
+    """
     table: dict[str, Any] = {CREATED: repr(message.created_at)}
-    content_type = None
+    content_type: Any = None
     for at, (name, value) in enumerate(message.headers):
         if at == 0 and name == CONTENT_TYPE and _is_short_text(value):
             content_type = value
-        elif name in table or name == CONTENT_TYPE or len(name.encode()) > SHORT:
+        elif name in table or name == CONTENT_TYPE or not _is_short(name):
             table[HEADERS] = _pack(message.headers)
             if name == CONTENT_TYPE and content_type is None and _is_short_text(value):
                 content_type = value
@@ -67,19 +80,16 @@ def properties_of(message: Message) -> pika.BasicProperties:
     if message.body is None:
         table[TOMBSTONE] = "1"
     id = message.id
-    if len(id.encode()) > SHORT:
+    if not _is_short(id):
         table[ID], id = id, hashlib.sha256(id.encode()).hexdigest()
-    return pika.BasicProperties(
-        content_type=content_type,
-        headers=table,
-        delivery_mode=PERSISTENT,
-        message_id=id,
-        timestamp=int(message.created_at) if message.created_at > 0 else None,
-    )
+    if due is not None:
+        table[NOT_BEFORE] = repr(due)
+    timestamp = int(message.created_at) if message.created_at > 0 else None
+    return encode(content_type, table, id, timestamp)
 
 
 def from_wire(
-    topic: str, queue: str, properties: pika.BasicProperties, body: bytes
+    topic: str, queue: str, properties: Properties | pika.BasicProperties, body: bytes
 ) -> tuple[Message, bool]:
     """The message, and whether its id is weak."""
     table: Mapping[str, Any] = properties.headers or {}
@@ -117,9 +127,11 @@ def _headers(table: Mapping[str, Any], content_type: str | None) -> tuple[Header
     headers: list[Header] = []
     if content_type:
         headers.append((CONTENT_TYPE, content_type))
-    for name, value in table.items():
-        if name not in OWN and not _brokers(name):
-            headers.append((name, _value(name, value)))
+    headers += [
+        (name, _value(name, value))
+        for name, value in table.items()
+        if name not in OWN and not _brokers(name)
+    ]
     return tuple(headers)
 
 
@@ -146,36 +158,31 @@ def _seconds(created: object, timestamp: object) -> float:
 
 
 def _is_short_text(value: bytes | str) -> bool:
-    return isinstance(value, str) and 0 < len(value.encode()) <= SHORT
+    return isinstance(value, str) and len(value) > 0 and _is_short(value)
 
 
-def marshal(
-    channel: int,
-    publish: bytes,
-    properties: pika.BasicProperties,
-    body: bytes,
-    frame_max: int,
-) -> bytes:
+def _is_short(text: str) -> bool:
+    return len(text) * 4 <= SHORT or len(text.encode()) <= SHORT
+
+
+def marshal(channel: int, publish: bytes, properties: bytes, body: bytes, frame_max: int) -> bytes:
     """The frames of one publish; `publish` is its method frame.
 
     Raises: TransportError when the header does not fit a frame, which would end the connection.
     """
-    head: bytes = pika.frame.Header(channel, len(body), properties).marshal()
-    if len(head) > frame_max:
-        text = f"{len(head)} bytes of properties and headers are more than a frame of {frame_max}"
+    size = HEADER_SIZE + len(properties)
+    if size + OVERHEAD > frame_max:
+        text = f"{size} bytes of properties and headers are more than a frame of {frame_max}"
         raise TransportError(text)
+    head = _header.pack(2, channel, size, 60, 0, len(body))
     if not body:
-        return publish + head
-    most = frame_max - 8
+        return b"".join((publish, head, properties, END))
+    most = frame_max - OVERHEAD
     if len(body) <= most:
-        return b"".join((publish, head, _body_frame(channel, body)))
-    parts = [publish, head]
-    parts += [
-        _body_frame(channel, body[start : start + most]) for start in range(0, len(body), most)
-    ]
+        first = _frame.pack(3, channel, len(body))
+        return b"".join((publish, head, properties, END, first, body, END))
+    parts = [publish, head, properties, END]
+    for start in range(0, len(body), most):
+        piece = body[start : start + most]
+        parts += (_frame.pack(3, channel, len(piece)), piece, END)
     return b"".join(parts)
-
-
-def _body_frame(channel: int, body: bytes) -> bytes:
-    # frame type 3, channel, size, payload, end: AMQP 0-9-1, section 2.3.5
-    return b"\x03" + channel.to_bytes(2, "big") + len(body).to_bytes(4, "big") + body + b"\xce"

@@ -1,0 +1,150 @@
+"""AMQP's message properties as bytes, for the few that every message has; pika reads all others.
+
+pika takes and gives an object with fourteen fields and a dict, and goes through all of them for
+each message: that is most of what publishing and consuming costs. What comes out here is the same
+byte for byte, and a shape that is not known here is left to pika.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+import pika
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Properties", "by_pika", "encode", "read"]
+
+# Presence flags, AMQP 0-9-1: section 4.2.6.1.
+CONTENT_TYPE: Final = 1 << 15
+HEADERS: Final = 1 << 13
+DELIVERY_MODE: Final = 1 << 12
+MESSAGE_ID: Final = 1 << 7
+TIMESTAMP: Final = 1 << 6
+OTHERS: Final = 0xFFFF ^ (CONTENT_TYPE | HEADERS | DELIVERY_MODE | MESSAGE_ID | TIMESTAMP)
+PERSISTENT: Final = b"\x02"
+#: Kinds of values in a table: text, bytes, a number.
+TEXT, BYTES, LONG = ord("S"), ord("x"), ord("l")
+
+_flags = Struct(">H")
+_size = Struct(">I")
+_long = Struct(">q")
+_time = Struct(">Q")
+_value = Struct(">BI")
+
+
+class Properties:
+    """Those of pika's BasicProperties that this adapter writes and reads; `encoded`: all of it."""
+
+    __slots__ = ("content_type", "encoded", "headers", "message_id", "timestamp")
+
+    def __init__(
+        self,
+        content_type: str | None,
+        headers: Mapping[str, Any],
+        message_id: str | None,
+        timestamp: int | None,
+        encoded: bytes,
+    ) -> None:
+        self.content_type = content_type
+        self.headers = headers
+        self.message_id = message_id
+        self.timestamp = timestamp
+        self.encoded = encoded
+
+
+def encode(
+    content_type: str | None, headers: Mapping[str, Any], message_id: str, timestamp: int | None
+) -> Properties:
+    """Of a persistent message. Raises TypeError, ValueError: something in it cannot be sent.
+
+    Short strings are at most 255 bytes: the caller sees to that.
+    """
+    table: list[bytes] = []
+    for name, value in headers.items():
+        kind, data = (TEXT, value.encode()) if isinstance(value, str) else (BYTES, value)
+        table += (_short(name), _value.pack(kind, len(data)), data)
+    rows = b"".join(table)
+    flags, first, last = HEADERS | DELIVERY_MODE | MESSAGE_ID, b"", b""
+    if content_type is not None:
+        flags |= CONTENT_TYPE
+        first = _short(content_type)
+    if timestamp is not None:
+        flags |= TIMESTAMP
+        last = _time.pack(timestamp)
+    parts = (
+        *(_flags.pack(flags), first, _size.pack(len(rows)), rows),
+        *(PERSISTENT, _short(message_id), last),
+    )
+    return Properties(content_type, headers, message_id, timestamp, b"".join(parts))
+
+
+def read(data: bytes) -> Properties | pika.BasicProperties:
+    """What `encode`, or somebody else, has written."""
+    try:
+        found = _read(data)
+    except (IndexError, UnicodeDecodeError):
+        found = None
+    return by_pika(data) if found is None else found
+
+
+def _read(data: bytes) -> Properties | None:
+    flags = data[0] << 8 | data[1]
+    if flags & OTHERS:
+        return None
+    content_type = message_id = timestamp = None
+    headers: dict[str, Any] = {}
+    at = 2
+    if flags & CONTENT_TYPE:
+        end = at + 1 + data[at]
+        content_type = data[at + 1 : end].decode()
+        at = end
+    if flags & HEADERS:
+        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+        found = _table(data, at + 4, end)
+        if found is None:
+            return None
+        headers, at = found, end
+    if flags & DELIVERY_MODE:
+        at += 1
+    if flags & MESSAGE_ID:
+        end = at + 1 + data[at]
+        message_id = data[at + 1 : end].decode()
+        at = end
+    if flags & TIMESTAMP:
+        (timestamp,) = _time.unpack_from(data, at)
+    return Properties(content_type, headers, message_id, timestamp, data)
+
+
+def _table(data: bytes, at: int, table_end: int) -> dict[str, Any] | None:
+    table: dict[str, Any] = {}
+    while at < table_end:
+        end = at + 1 + data[at]
+        name = data[at + 1 : end].decode()
+        kind = data[end]
+        if kind == LONG:
+            (table[name],) = _long.unpack_from(data, end + 1)
+            at = end + 9
+            continue
+        at = end + 5 + int.from_bytes(data[end + 1 : end + 5], "big")
+        if kind == TEXT:
+            table[name] = data[end + 5 : at].decode()
+        elif kind == BYTES:
+            table[name] = data[end + 5 : at]
+        else:
+            return None
+    return table
+
+
+def by_pika(data: bytes) -> pika.BasicProperties:
+    """What pika makes of them."""
+    properties = pika.BasicProperties()
+    properties.decode(data)
+    return properties
+
+
+def _short(text: str) -> bytes:
+    data = text.encode()
+    return bytes((len(data),)) + data
