@@ -32,7 +32,6 @@ if ! docker image inspect "$base" >/dev/null 2>&1; then
     # shellcheck disable=SC2016 # $1 is for the hook's own shell
     mmdebstrap --quiet --variant=minbase --aptopt='APT::Install-Recommends "false"' \
         --dpkgopt=force-unsafe-io --include=ca-certificates,tini,procps \
-        --customize-hook='printf "#!/bin/sh\nexit 101\n" > "$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"' \
         --customize-hook='rm -rf "$1"/usr/share/doc/* "$1"/usr/share/man/* "$1"/usr/share/locale/*' \
         "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$temporary/base.tar" "$(sources)"
     docker import --change 'CMD ["bash"]' "$temporary/base.tar" "$base" >/dev/null
