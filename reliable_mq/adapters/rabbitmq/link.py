@@ -30,6 +30,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 #: Seconds that a goodbye may take before the socket is closed without one.
 GOODBYE: Final = 1.0
+#: Seconds in which a socket is closed.
+LAST_MOMENT: Final = 0.2
 
 
 class Peer(Protocol):
@@ -55,6 +57,8 @@ class Link:
         self._stopping = False
         self._gate = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"reliable-mq-{name}", daemon=True)
+        self._hung_up = False
+        #: Whatever has a socket: the connection, or the attempt at one.
         self._pending: Any = None
 
     def start(self) -> None:
@@ -91,7 +95,7 @@ class Link:
                 self._stopping = True
                 self.loop.add_callback_threadsafe(self._goodbye)
         if not self.on_its_thread():
-            self._thread.join(timeout + GOODBYE)
+            self._thread.join(timeout + GOODBYE + 2 * LAST_MOMENT)
 
     # -- the thread ----------------------------------------------------------------------------
 
@@ -102,6 +106,8 @@ class Link:
                 try:
                     self.loop.start()
                 except Exception:  # a bug of ours must not end the thread: it would be a hang
+                    if self._hung_up:
+                        return  # pika asks why its socket is gone
                     log.exception("%s: an I/O callback failed", self.parameters)
                     self.reconnect("an I/O callback failed")
                 else:
@@ -144,7 +150,7 @@ class Link:
         self._gone(error)
 
     def _gone(self, error: BaseException) -> None:
-        self.connection = None
+        self.connection = self._pending = None
         try:
             self._peer.closed(error)
         except Exception:  # there is no connection whose end would bring us here again
@@ -158,12 +164,27 @@ class Link:
         self.loop.call_later(pause * random.uniform(0.5, 1.0), self._connect)  # noqa: S311 - as above
 
     def _goodbye(self) -> None:
-        connection = self.connection
-        if connection is None or not connection.is_open:
+        """End what has a socket, in whatever state it is; its end ends the loop."""
+        pending = self._pending
+        if pending is None or pending.is_closed:
             self.loop.stop()
-            return
-        self.loop.call_later(GOODBYE, self.loop.stop)
-        connection.close()
+        elif self.connection is None:
+            self._hang_up()
+        else:
+            self.loop.call_later(GOODBYE, self._hang_up)
+            if not pending.is_closing:
+                pending.close()
+
+    def _hang_up(self) -> None:
+        """Close the socket without a goodbye: nobody answers it, or it is not time for one yet."""
+        self._hung_up = True
+        self.loop.call_later(LAST_MOMENT, self.loop.stop)
+        # Private, as pika fails to close what has TCP and is not through with AMQP's handshake.
+        transport = getattr(self._pending, "_transport", None)
+        if transport is not None:
+            transport.abort()
+        elif self._pending is not None and not self._pending.is_closed:
+            self._pending.close()
 
 
 def cause_of(error: BaseException) -> str:
