@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer, size_of
 from reliable_mq.adapters.rabbitmq.channel import PublishChannel
 from reliable_mq.adapters.rabbitmq.link import Link, cause_of
 from reliable_mq.adapters.rabbitmq.names import Route, address_of, rung
@@ -30,7 +31,7 @@ from reliable_mq.errors import (
     TransportError,
     Unroutable,
 )
-from reliable_mq.message import DeadLetter, Receipt, RetryCopy, Topic
+from reliable_mq.message import Receipt, RetryCopy, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,12 +47,6 @@ __all__ = ["RabbitPublisher"]
 
 log = logging.getLogger("reliable_mq.rabbitmq")
 
-#: Messages, and bytes of them, that are handed in and have no ending yet.
-OPEN: Final = 10_000
-OPEN_BYTES: Final = 64 * 1024 * 1024
-#: Bytes of key and headers of a message, and what a dead letter may have beyond `max_body` in all.
-ENVELOPE: Final = 48 * 1024
-DEAD_LETTER_ROOM: Final = 64 * 1024
 #: Seconds between two looks for what is over its deadline.
 LOOK: Final = 0.05
 
@@ -154,7 +149,7 @@ class RabbitPublisher:
             address = route.first()
         elif isinstance(to, Topic):
             route = Route(address)
-        size = self._size(message, to)
+        size = size_of(message, to, self._parameters.options.max_body)
         key = None if message.key is None else (address, message.key)
         return Entry(
             confirmation, address, properties, key=key, route=route, deadline=deadline, size=size
@@ -166,23 +161,6 @@ class RabbitPublisher:
         except (TypeError, ValueError) as error:
             text = f"message {message.id!r} cannot be sent: {type(error).__name__} in its envelope"
             raise PublishRejected(text, message) from error
-
-    def _size(self, message: Message, to: Destination) -> int:
-        body = len(message.body or b"")
-        envelope = len(message.key or b"")
-        envelope += sum([len(name) + len(value) for name, value in message.headers])
-        most = self._parameters.options.max_body
-        if isinstance(to, DeadLetter):
-            fits = body + envelope <= most + DEAD_LETTER_ROOM
-        else:
-            fits = body <= most and envelope <= ENVELOPE
-        if not fits:
-            text = (
-                f"message {message.id} has a body of {body} bytes and {envelope} bytes of key and "
-                f"headers; {message.topic!r} takes {most} and {ENVELOPE}: send a reference"
-            )
-            raise TooLarge(text, message)
-        return body + envelope
 
     def _take_in(self, entry: Entry) -> bool:
         if self._closed or self._open >= OPEN or self._bytes >= OPEN_BYTES:
@@ -341,18 +319,6 @@ class RabbitPublisher:
                 self._end(entry, self._no_answer(entry, "the publisher was closed"))
         return rest
 
-    # -- endings -------------------------------------------------------------------------------
-
     def _no_answer(self, entry: Entry, why: str) -> Backpressure | PublishUnknown:
-        message = entry.confirmation.message
-        if entry.in_doubt or entry.on_its_way:
-            text = (
-                f"message {message.id}: {why}, and nobody knows whether it is stored "
-                f"({self._reason}); publish it again with the same id"
-            )
-            return PublishUnknown(text, message)
-        text = (
-            f"message {message.id} was not stored: {why} ({self._reason}); "
-            "slow down, then publish it again"
-        )
-        return Backpressure(text, message)
+        in_doubt = entry.in_doubt or entry.on_its_way
+        return no_answer(entry.confirmation.message, why, self._reason, in_doubt=in_doubt)

@@ -14,6 +14,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer, size_of
 from reliable_mq.adapters.sqlite.connection import Locked
 from reliable_mq.adapters.sqlite.record import to_row
 from reliable_mq.adapters.sqlite.writer import Entry, Writer
@@ -26,7 +27,7 @@ from reliable_mq.errors import (
     TooLarge,
     TransportError,
 )
-from reliable_mq.message import DeadLetter, RetryCopy, Topic, dead_letter_topic
+from reliable_mq.message import DeadLetter, RetryCopy, dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,15 +40,9 @@ __all__ = ["SqlitePublisher"]
 
 log = logging.getLogger("reliable_mq.sqlite")
 
-#: Messages, and bytes of them, that are handed in and have no ending yet.
-WINDOW: Final = 10_000
-WINDOW_BYTES: Final = 64 * 1024 * 1024
 #: Messages, and bytes of them, of one transaction.
 BURST: Final = 1_000
 BURST_BYTES: Final = 8 * 1024 * 1024
-#: Bytes of key and headers of a message, and what a dead letter may have beyond `max_body` in all.
-ENVELOPE: Final = 48 * 1024
-DEAD_LETTER_ROOM: Final = 64 * 1024
 #: Seconds between two tries when the file cannot be written.
 FIRST_PAUSE: Final = 0.01
 LONGEST_PAUSE: Final = 0.25
@@ -93,7 +88,7 @@ class SqlitePublisher:
         with self._changed:
             room = self._take_in(entry)
         if not room:
-            confirmation.settle(self._backpressure(entry, "there is no room"))
+            confirmation.settle(self._no_answer(entry, "there is no room"))
         return confirmation
 
     def close(self, timeout: float) -> list[Message]:
@@ -139,23 +134,14 @@ class SqlitePublisher:
                 f"message {message.id!r} cannot be stored: {type(error).__name__} in its envelope"
             )
             return PublishRejected(text, message)
-        body = len(message.body or b"")
-        envelope = len(message.key or b"") + len(columns[3] or b"")
-        most = self._broker.max_body
-        if isinstance(to, Topic):
-            fits = body <= most and envelope <= ENVELOPE
-        else:
-            fits = body + envelope <= most + DEAD_LETTER_ROOM
-        if not fits:
-            text = (
-                f"message {message.id} has a body of {body} bytes and {envelope} bytes of key and "
-                f"headers; {where!r} takes {most} and {ENVELOPE}: send a reference"
-            )
-            return TooLarge(text, message)
-        return Entry(confirmation, where, group, columns, due, deadline, body + envelope)
+        try:
+            size = size_of(message, to, self._broker.max_body)
+        except TooLarge as error:
+            return error
+        return Entry(confirmation, where, group, columns, due, deadline, size)
 
     def _take_in(self, entry: Entry) -> bool:
-        if self._closed or len(self._queue) >= WINDOW or self._bytes >= WINDOW_BYTES:
+        if self._closed or len(self._queue) >= OPEN or self._bytes >= OPEN_BYTES:
             return False
         if self._thread is None and not self._start():
             return False
@@ -262,25 +248,9 @@ class SqlitePublisher:
         for entry in late:
             entry.confirmation.settle(self._no_answer(entry, "its deadline is over"))
 
-    # -- endings -------------------------------------------------------------------------------
-
     def _no_answer(self, entry: Entry, why: str) -> Backpressure | PublishUnknown:
-        if not entry.in_doubt:
-            return self._backpressure(entry, why)
         message = entry.confirmation.message
-        text = (
-            f"message {message.id}: {why}, and nobody knows whether it is stored "
-            f"({self._reason}); publish it again with the same id"
-        )
-        return PublishUnknown(text, message)
-
-    def _backpressure(self, entry: Entry, why: str) -> Backpressure:
-        message = entry.confirmation.message
-        reason = f" ({self._reason})" if self._reason else ""
-        text = (
-            f"message {message.id} was not stored: {why}{reason}; slow down, then publish it again"
-        )
-        return Backpressure(text, message)
+        return no_answer(message, why, self._reason, in_doubt=entry.in_doubt)
 
 
 def _is_over(entry: Entry, now: float) -> bool:
