@@ -4,9 +4,12 @@ Brokers are made once, and healed before each test: one that left its broker kil
 off does not fail the next. Names are for the tests to keep apart.
 """
 
+import re
+
 import pytest
 
 from integration.faults import LONG, Run
+from integration.places import OnRabbit
 from reliable_mq.testing.brokers import (
     Missing,
     RabbitMQCluster,
@@ -20,16 +23,31 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if LONG:
             item.add_marker(pytest.mark.timeout(1_800))
-        elif any(name.startswith("rabbitmq") for name in item.fixturenames):
+        elif any(name.startswith("rabbitmq") for name in wanted(item)):
             item.add_marker(pytest.mark.timeout(300), append=False)
 
 
+def wanted(item):
+    """The fixtures of a test, and the broker that its `run` is on."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return [*item.fixturenames, str(parameters.get("run", ""))]
+
+
 @pytest.fixture
-def run(tmp_path):
-    """A folder for the processes of one test; none of them outlives it."""
-    run = Run(tmp_path)
+def run(request, tmp_path):
+    """A folder for the processes of one test; none of them outlives it.
+
+    On SQLite, or on the brokers that `brokers` of faults.py names.
+    """
+    name = getattr(request, "param", "sqlite")
+    place = None
+    if name != "sqlite":
+        test = re.sub(r"\W+", "-", request.node.originalname.removeprefix("test_"))
+        place = OnRabbit(request.getfixturevalue(name), test[:40])
+    run = Run(tmp_path, place)
     yield run
     run.end()
+    run.place.close()
 
 
 def given(make):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from reliable_mq.adapters.sqlite import SqliteTransport
+from integration.places import OnFile, Place
 from reliable_mq.testing.history import Entry, History, Verdict, check, read_history
 
 T = TypeVar("T")
@@ -29,6 +29,11 @@ ROOT = Path(__file__).parent.parent
 LONG = os.environ.get("RELIABLE_MQ_LONG") == "1"
 #: Seconds after which a state that does not come counts as not coming.
 PATIENCE = 30.0
+
+
+def brokers(*names: str) -> pytest.MarkDecorator:
+    """The test, or all of a file's, on each of these: "sqlite", "rabbitmq", "rabbitmq_cluster"."""
+    return pytest.mark.parametrize("run", names or ("sqlite", "rabbitmq"), indirect=True)
 
 
 def until(look: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
@@ -88,7 +93,7 @@ class Child:
         self.history = run.folder / f"{name}.jsonl"
         self.state_file = run.folder / f"{name}.state"
         self.log = run.folder / f"{name}.log"
-        plan = {"history": str(self.history), "path": str(run.path), **plan}
+        plan = {"history": str(self.history), **run.place.plan(), **plan}
         if program == "consumer":
             plan.setdefault("state", str(self.state_file))
         command = [sys.executable, "-m", f"integration.children.{program}", json.dumps(plan)]
@@ -172,13 +177,19 @@ class Child:
 
 
 class Run:
-    """The processes of one test, the file between them, and what they wrote."""
+    """The processes of one test, the place between them, and what they wrote."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, place: Place | None = None) -> None:
         self.folder = folder
-        self.path = folder / "broker.db"
+        self.place = place or OnFile(folder / "broker.db")
         self.children: list[Child] = []
         self._own: list[Path] = []
+
+    @property
+    def path(self) -> Path:
+        """The broker's file, of a test that is about a broker in a file."""
+        assert isinstance(self.place, OnFile)
+        return self.place.path
 
     def own_history(self, name: str) -> History:
         """A history of what the test itself does."""
@@ -205,9 +216,9 @@ class Run:
         assert code in (0, 3, 5), child.said()
         return code == 0
 
-    def lag(self, topic: str = "orders", group: str = "billing") -> int:
+    def lag(self) -> int:
         """What the group has not finished."""
-        return SqliteTransport(self.path).lag(topic, group)
+        return self.place.lag()
 
     def verdict(self, *, drained: bool = True, of: Iterable[Child] = (), **options: Any) -> Verdict:
         """What the histories of all children, or of these, say."""
@@ -219,24 +230,31 @@ class Run:
         """A program killed at each of its boundaries: what became of each run."""
         listed = []
         for number, (program, plan) in enumerate(steps):
-            files = {"path": "{here}/broker.db", "history": f"{{here}}/{number}.jsonl"}
-            listed.append({"program": program, "plan": {"too_long": 20.0, **files, **plan}})
-        folder = self.folder / f"sweep-{len(self.children)}"
+            own = {"too_long": 40.0, "history": f"{{here}}/{number}.jsonl"}
+            own |= self.place.plan_of_each()
+            listed.append({"program": program, "plan": {**own, **plan}})
+        folder = self.folder / "sweep"
         folder.mkdir()
         sweep = {"folder": str(folder), "steps": listed, **options}
         command = [sys.executable, "-m", "integration.children.sweep", json.dumps(sweep)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr.decode()
         results = json.loads((folder / "results.json").read_bytes())
-        return [Killed(folder / str(one["at"]), one["at"], one["codes"]) for one in results]
+        self.place.was_swept([one["at"] for one in results])
+        runs = [Killed(folder / str(one["at"]), one["at"], one["codes"]) for one in results]
+        for killed in runs:
+            assert set(killed.codes) <= {0, 3, 5, -signal.SIGKILL}, killed
+        return runs
 
     def forget(self) -> None:
-        """Begin anew, with no file and no history."""
+        """Begin anew, with no messages and no history."""
         self.end()
         self.children.clear()
+        self._own.clear()
         for path in self.folder.iterdir():
             if path.is_file():
                 path.unlink()
+        self.place.renew()
 
     def end(self) -> None:
         """Kill what still runs."""
@@ -258,6 +276,10 @@ class Killed:
         logs = [path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))]
         return f"<{self.at}, ended {self.codes}: {' | '.join(logs)}>"
 
-    def verdict(self, *others: list[Entry], **options: Any) -> Verdict:
-        """What its histories, and those of others, say; drained is what its last program says."""
-        return check([*others, *self.histories], drained=self.codes[-1] == 0, **options)
+    def ids(self, kind: str) -> set[str]:
+        """What its histories tell of this kind."""
+        return {one.id for history in self.histories for one in history if one.kind == kind}
+
+    def verdict(self, **options: Any) -> Verdict:
+        """What its histories say; drained is what its last program says."""
+        return check(self.histories, drained=self.codes[-1] == 0, **options)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from integration.faults import LONG, is_whole, promises, strace
+from integration.faults import LONG, brokers, is_whole, promises, strace
 
 WORKLOAD = {"keys": ["a", None], "count": 3}
 AGAIN = {"earlier": ["{here}/0.jsonl"]}
@@ -18,6 +18,7 @@ def swept(run, stride, **plan):
     )
 
 
+@brokers()
 @pytest.mark.parametrize(("how", "on_their_way"), [("publish", 1), ("submit", 6)])
 def test_what_is_confirmed_survives_a_kill_at_each_boundary(run, how, on_their_way):
     """After the restart all are there, in order; only what had no answer may be there twice."""
@@ -30,12 +31,13 @@ def test_what_is_confirmed_survives_a_kill_at_each_boundary(run, how, on_their_w
         verdict = killed.verdict(duplicates=on_their_way)
         assert verdict.broken == (), (killed, str(verdict))
         assert verdict.effects == 6, killed
-    if how == "publish":  # killed between COMMIT and the answer: it was there, and nobody knew
+    if how == "publish":  # killed between COMMIT, or send, and the answer: nobody knew
         assert any(killed.verdict().duplicate_effects for killed in results)
 
 
+@brokers()
 def test_without_waiting_for_the_commit_the_checker_sees_the_loss(run):
-    """Control: the Receipt comes before COMMIT."""
+    """Control: the Receipt comes before COMMIT, or before the broker's confirm."""
     results = swept(run, 1 if LONG else 4, remove="settle-first")
 
     assert promises(killed.verdict() for killed in results) == {"lost"}

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from integration.faults import LONG, promises, until
+from integration.faults import LONG, brokers, promises, until
 from reliable_mq.testing.history import Numbered
 
 #: What some of the messages tell their handler to do.
@@ -23,46 +23,43 @@ POISON = {
 }
 
 
-@pytest.fixture
-def loaded(run):
-    """A run whose file holds twelve messages."""
-    run.publish(keys=["a", "b", None], count=4, orders=ORDERS)
-    assert {path.name for path in run.folder.glob("broker.db*")} == {"broker.db"}
-    return run
+LATER = Numbered("run", "p", None, 1).id
 
 
 def swept(run, stride, **plan):
-    """Kill the consumer at each boundary; let another one, after a reboot, do the rest."""
+    """Twelve messages; kill the consumer at each boundary; let another one do the rest."""
     plan = {"fast_since": time.time(), **plan}
     return run.sweep(
+        ("producer", {"keys": ["a", "b", None], "count": 4, "orders": ORDERS}),
         ("consumer", plan),
         ("consumer", {**plan, "remove": "", "boot": "the next"}),
-        template=str(run.path),
+        killed=1,
         stride=stride,
     )
 
 
+@brokers()
 @pytest.mark.parametrize(("handler", "stride"), [("def", 13), ("async def", 19)])
-def test_nothing_is_lost_by_a_kill_at_each_boundary(loaded, handler, stride):
+def test_nothing_is_lost_by_a_kill_at_each_boundary(run, handler, stride):
     """Twelve messages: all handled or, the poison, dead letters; at most one rerun of each."""
-    sent = loaded.children[0].entries()
+    results = swept(run, 1 if LONG else stride, handler=handler)
 
-    results = swept(loaded, 1 if LONG else stride, handler=handler)
-
-    assert len(results) > 20
-    assert [0, 0] in [killed.codes for killed in results]
-    verdicts = [killed.verdict(sent, poison=POISON) for killed in results]
+    assert len(results) > 10
+    assert [0, 0, 0] in [killed.codes for killed in results]
+    verdicts = [killed.verdict(poison=POISON) for killed in results]
     for killed, verdict in zip(results, verdicts, strict=True):
         assert verdict.broken == (), (killed, str(verdict))
-        assert verdict.effects == 9, killed
+        # Where the broker's clock cannot be turned, its copy still waits: it was seen to be there.
+        assert verdict.effects == 9 - (LATER in killed.ids("kept")), killed
         again = dict(verdict.duplicate_effects)
         # Its copy, due at once by this clock, may have run before the ack of what it is a copy of.
-        assert again.pop(Numbered("run", "p", None, 1).id, 0) <= 2, killed
+        assert again.pop(LATER, 0) <= 2, killed
         assert set(again.values()) <= {1}, killed
         assert set(verdict.dead_letters.values()) <= {1, 2}, killed
     assert any(verdict.duplicate_effects for verdict in verdicts)
 
 
+@brokers()
 @pytest.mark.parametrize(
     ("removed", "broken"),
     [
@@ -72,13 +69,11 @@ def test_nothing_is_lost_by_a_kill_at_each_boundary(loaded, handler, stride):
     ],
     ids=["ack first", "dead letters not stored", "no order by key"],
 )
-def test_without_a_safety_the_checker_sees_it(loaded, removed, broken):
+def test_without_a_safety_the_checker_sees_it(run, removed, broken):
     """Controls: acks before the handler, dead letters not confirmed, keys not kept apart."""
-    sent = loaded.children[0].entries()
+    results = swept(run, 1 if LONG else 23, **removed)
 
-    results = swept(loaded, 1 if LONG else 23, **removed)
-
-    assert broken <= promises(killed.verdict(sent, poison=POISON) for killed in results)
+    assert broken <= promises(killed.verdict(poison=POISON) for killed in results)
 
 
 def under_load(run, kills, **plan):
@@ -105,6 +100,7 @@ def under_load(run, kills, **plan):
     )
 
 
+@brokers()
 def test_members_are_killed_under_load(run):
     """Whoever takes a dead member's keys over goes on in order."""
     kills = 12 if LONG else 3
@@ -118,6 +114,7 @@ def test_members_are_killed_under_load(run):
     assert sum(verdict.duplicate_effects.values()) <= (kills + 2) * 2 * 4 * 16
 
 
+@brokers()
 def test_members_that_ack_first_lose_messages_under_load(run):
     """Control: acks before the handler."""
     assert "lost" in promises([under_load(run, 1, remove="ack-first")])

@@ -90,7 +90,7 @@ def small(run):
         os.geteuid() == 0 and not subprocess.run(mount, capture_output=True, check=False).returncode
     )
     need(done, "root that may mount (a disk cannot be made full)")
-    run.path = disk / "broker.db"
+    run.place.path = disk / "broker.db"
     (disk / "ballast").write_bytes(bytes(5_000_000))
     yield run
     run.end()

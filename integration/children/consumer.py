@@ -48,11 +48,33 @@ def main(plan: ConsumerPlan) -> int:
     if plan.until == "signal":
         world.mq.run(drain=plan.drain)
         return 0
-    world.mq.start()
-    drained = wait_until_drained(world, plan)
-    undone = world.mq.stop(plan.drain)
+    drained = drain(world, plan)
     write_dead_letters(world)
-    return 0 if drained and not undone else 3
+    for id in world.broker.waiting_copies():
+        world.history.note("kept", id)
+    return 0 if drained else 3
+
+
+def drain(world: World, plan: ConsumerPlan) -> bool:
+    """Whether the group had nothing left to do in time, and nothing was abandoned."""
+    end = time.monotonic() + plan.within
+    while True:
+        world.mq.start()
+        done = _seems_done(world, end)
+        undone = world.mq.stop(plan.drain)
+        if undone or not done or not world.broker.left():
+            return done and not undone
+        # Some of it was on its way to us when we looked: once more.
+        world.begin()
+        declare(world, plan)
+
+
+def _seems_done(world: World, end: float) -> bool:
+    while not world.broker.seems_done(world.mq.health()):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def declare(world: World, plan: ConsumerPlan) -> None:
@@ -130,16 +152,6 @@ def _took_effect(world: World, one: Numbered, ctx: Context) -> None:
     world.boundaries.cross("before effect")
     world.history.note("effect", ctx.id, one)
     world.boundaries.cross("behind effect")
-
-
-def wait_until_drained(world: World, plan: ConsumerPlan) -> bool:
-    """Whether the group had nothing left to do in time."""
-    end = time.monotonic() + plan.within
-    while world.operator.lag(plan.topic, plan.group):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def write_dead_letters(world: World) -> None:

@@ -1,7 +1,8 @@
-"""What the child programs share: the plan they are given, an app on the broker's file, kill points.
+"""What the child programs share: the plan they are given, an app on the broker, kill points.
 
 A safety that a plan names in `remove` is taken away in `removed`; nothing else differs, so a test
-that passes with all safeties and fails without this one has seen what it is for.
+that passes with all safeties and fails without this one has seen what it is for. What one broker
+does otherwise than another stands in `on_sqlite` and `on_rabbitmq`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import logging
 import os
 import resource
 import signal
-import sqlite3
 import sys
 import threading
 import traceback
@@ -23,8 +23,6 @@ import msgspec
 
 from integration.children.removed import without
 from reliable_mq import Limits, ReliableMQ, ReliableMQError
-from reliable_mq.adapters.sqlite import SqliteTransport
-from reliable_mq.clock import SYSTEM_CLOCK
 from reliable_mq.testing.history import History
 
 #: Seconds after which a child that does not end says where it stands, and ends.
@@ -34,16 +32,20 @@ TOO_LONG = 50.0
 class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What every child is told. Seconds throughout.
 
-    kill_at: die at this boundary; 0: live. stop_at: text of a statement behind which this process
-        stops itself, once. boot: which boot of the machine it takes this for; the leases of another
-        one are over. fast_since: the time from which on the broker's wall clock is too fast.
-        limits: as `resource` names them. room: bytes of memory that it may take beyond what it has.
+    url: the broker, as an app is given it. ordered: what it declares its topic as.
+    lease_timeout: how long a member may say nothing before others get what it has in hand.
+    kill_at: die at this boundary; 0: live. stop_at: text of a boundary behind which this process
+        stops itself, once. limits: as `resource` names them. room: bytes of memory that it may take
+        beyond what it has.
+    boot, fast_since: of a broker in a file. Which boot of the machine it takes this for: the leases
+        of another one are over. The time from which on the broker's wall clock is too fast.
     """
 
-    path: str
+    url: str
     history: str
     topic: str = "orders"
     group: str = "billing"
+    ordered: bool = True
     lease_timeout: float = 30.0
     publish_timeout: float = 5.0
     remove: str = ""
@@ -58,7 +60,7 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Boundaries:
-    """The moments just before and just behind each call to SQLite, and in handlers; counted."""
+    """The moments just before and just behind each call to the broker, and in handlers; counted."""
 
     def __init__(self, plan: Plan) -> None:
         self.count = 0
@@ -78,34 +80,15 @@ class Boundaries:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
 
-class FastClock:
-    """The system's clocks, but since a moment the wall's runs a thousand times as fast."""
+def broker_of(url: str) -> Any:
+    """What is a child's own of this kind of broker. Imports its client, and opens nothing."""
+    if url.startswith("sqlite:"):
+        from integration.children.on_sqlite import OnSqlite
 
-    monotonic = staticmethod(SYSTEM_CLOCK.monotonic)
+        return OnSqlite
+    from integration.children.on_rabbitmq import OnRabbitmq
 
-    def __init__(self, since: float) -> None:
-        self._since = since
-
-    def now(self) -> float:
-        """Epoch seconds."""
-        return self._since + 1_000.0 * (SYSTEM_CLOCK.now() - self._since)
-
-
-def connecting(boundaries: Boundaries) -> Any:
-    """`connect=` for the adapter: a connection that counts."""
-
-    class Connection(sqlite3.Connection):
-        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-            name = " ".join(sql.split())[:60]
-            boundaries.cross(f"before {name}")
-            cursor = super().execute(sql, *parameters)
-            boundaries.cross(f"behind {name}")
-            return cursor
-
-    def connect(path: str, **options: Any) -> sqlite3.Connection:
-        return sqlite3.connect(path, factory=Connection, **options)
-
-    return connect
+    return OnRabbitmq
 
 
 class World:
@@ -118,6 +101,7 @@ class World:
         self.plan = plan
         self.boundaries = Boundaries(plan)
         self.history = History(plan.history)
+        broker = broker_of(plan.url)
         # A thread that ends loads it, and glibc aborts where it cannot.
         ctypes.CDLL("libgcc_s.so.1")
         for name, value in plan.limits.items():
@@ -127,26 +111,18 @@ class World:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             most = pages * resource.getpagesize() + plan.room
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        self.transport = without(
-            plan.remove,
-            plan.path,
-            lambda connect: SqliteTransport(
-                plan.path,
-                clock=FastClock(plan.fast_since) if plan.fast_since else SYSTEM_CLOCK,
-                connect=connect,
-                lease_timeout=plan.lease_timeout,
-                boot_id=plan.boot,
-            ),
-            connecting(self.boundaries),
-        )
-        #: For questions: nobody dies or stands still while asking.
-        self.operator = SqliteTransport(plan.path)
+        self.broker = broker(plan, self.boundaries)
+        self.begin()
+
+    def begin(self) -> None:
+        """A new app, whose handlers have to be declared yet."""
+        plan = self.plan
         self.mq = ReliableMQ(
-            self.transport,
+            without(plan.remove, self.broker),
             publish_timeout=plan.publish_timeout,
             limits=Limits(credit=plan.credit),
         )
-        self.orders = self.mq.topic(plan.topic, groups=(plan.group,))
+        self.orders = self.mq.topic(plan.topic, groups=(plan.group,), ordered=plan.ordered)
 
 
 def tell(path: str, state: Any) -> None:
