@@ -30,7 +30,7 @@ def test_the_broker_fixture_gives_a_real_broker(reliable_mq_broker) -> None:
     """By default SQLite in a file of the test, with names of its own."""
     orders = reliable_mq_broker.name("orders")
     mq = ReliableMQ(reliable_mq_broker.url)
-    mq.topic(orders)
+    mq.topic(orders, groups=("billing",))
     with mq:
         assert mq.publish(orders, b"x").topic == orders
     assert reliable_mq_broker.name("orders") != orders
