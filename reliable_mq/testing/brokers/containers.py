@@ -182,8 +182,8 @@ class Container(Broker):
                     continue
                 msg = (
                     f"the container image {self.image!r} could not be started ({error}). Images "
-                    "are pulled where a registry can be reached; otherwise build one, and name it by "
-                    "RELIABLE_MQ_<BROKER>_IMAGE"
+                    "are pulled where a registry can be reached; otherwise build one, and name it "
+                    "by RELIABLE_MQ_<BROKER>_IMAGE"
                 )
                 raise Missing(msg) from error
             self._made = made
