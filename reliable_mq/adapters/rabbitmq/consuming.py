@@ -15,12 +15,14 @@ import pika
 import pika.exceptions
 
 from reliable_mq.adapters.rabbitmq.link import Link, cause_of
+from reliable_mq.adapters.rabbitmq.reader import Reader, deliveries
 from reliable_mq.adapters.rabbitmq.tags import Tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from reliable_mq.adapters.rabbitmq.parameters import Parameters
+    from reliable_mq.adapters.rabbitmq.reader import Delivered
 
 __all__ = ["Consuming", "Mailroom"]
 
@@ -41,8 +43,8 @@ class Mailroom(Protocol):
     def began(self, generation: int) -> None:
         """This generation consumes: what comes from now on belongs to it."""
 
-    def arrived(self, queue: str, method: Any, properties: Any, body: bytes) -> None:
-        """A delivery."""
+    def arrived(self, deliveries: Sequence[Delivered]) -> None:
+        """Some deliveries, in their order."""
 
     def settled(self, tags: Sequence[int]) -> None:
         """The broker has taken these acks."""
@@ -84,7 +86,8 @@ class Consuming:
         self._channel: Any = None
         self._opening: Any = None
         self._tags = Tags()
-        self._consumers: list[str] = []
+        #: Queues by the tags of their consumers.
+        self._consumers: dict[bytes, str] = {}
         self._waiting_for_answer = False
         self._unanswered: list[int] = []
         self._failures = 0
@@ -122,8 +125,9 @@ class Consuming:
 
     # -- connections ---------------------------------------------------------------------------
 
-    def opened(self, _connection: pika.SelectConnection) -> None:
+    def opened(self, connection: pika.SelectConnection) -> None:
         """See Peer.opened."""
+        Reader.install(connection, self._take)
         self._open()
 
     def closed(self, error: BaseException) -> None:
@@ -169,8 +173,10 @@ class Consuming:
         self._waiting_for_answer = False
         self._mailroom.began(self._generation)
         channel.basic_qos(prefetch_count=self._prefetch)
+        self._consumers = {}
         for queue in self._queues:
-            channel.basic_consume(queue, self._deliver_from(queue))
+            name = channel.basic_consume(queue, self._deliver_from(queue))
+            self._consumers[name.encode()] = queue
         channel.basic_qos(
             prefetch_count=self._prefetch,
             callback=lambda _: self._mailroom.joined(free=self._free),
@@ -181,9 +187,20 @@ class Consuming:
 
         def deliver(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
             if generation == self._generation:
-                arrived(queue, method, properties, body)
+                arrived([(queue, method.delivery_tag, method.redelivered, properties, body)])
 
         return deliver
+
+    def _take(self, data: bytes, at: int) -> int:
+        """The same for what need not go through pika: see Reader."""
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return at
+        found: list[Delivered] = []
+        place = deliveries(data, at, channel.channel_number, self._consumers, found)
+        if found:
+            self._mailroom.arrived(found)
+        return place
 
     def _channel_closed(self, channel: Any, error: BaseException) -> None:
         if channel not in (self._channel, self._opening):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import repeat
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from reliable_mq.adapters.rabbitmq.reader import Delivered
     from reliable_mq.clock import Clock
 
 __all__ = ["Arrival", "Mail", "News"]
 
-#: Queue, method, properties, body, and when it came (monotonic seconds).
-Arrival = tuple[str, Any, Any, bytes, float]
+#: What came, and when (monotonic seconds).
+Arrival = tuple["Delivered", float]
 
 
 class News(NamedTuple):
@@ -117,7 +119,7 @@ class Mail:
     def oldest(self) -> float | None:
         """When the first came that was not taken."""
         with self._changed:
-            return self._inbox[0][4] if self._inbox else None
+            return self._inbox[0][1] if self._inbox else None
 
     def wake(self) -> None:
         """End the wait. Any thread."""
@@ -142,11 +144,11 @@ class Mail:
             self.standby = self._one_at_a_time and not free
             self._changed.notify_all()
 
-    def arrived(self, queue: str, method: Any, properties: Any, body: bytes) -> None:
+    def arrived(self, deliveries: Sequence[Delivered]) -> None:
         """See Mailroom.arrived."""
-        arrival = (queue, method, properties, body, self._clock.monotonic())
+        now = self._clock.monotonic()
         with self._changed:
-            self._inbox.append(arrival)
+            self._inbox.extend(zip(deliveries, repeat(now)))
             self.standby = False
             self._changed.notify_all()
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from reliable_mq.adapters.base import Polled
 from reliable_mq.adapters.rabbitmq.consuming import Consuming
 from reliable_mq.adapters.rabbitmq.mail import Mail
+from reliable_mq.adapters.rabbitmq.properties import read
 from reliable_mq.adapters.rabbitmq.wire import from_wire
 from reliable_mq.errors import ConfigurationError, ConnectionFailed
 from reliable_mq.message import NOT_BEFORE, Delivery, Lease, Receipt, header
@@ -224,17 +225,22 @@ class RabbitSubscription:
         return [self._acked.pop(tag) for tag in tags if tag in self._acked]
 
     def _received(self, arrival: Arrival, now: float) -> Delivery | None:
-        queue, method, properties, body, at = arrival
+        (queue, tag, again, properties, body), at = arrival
+        if isinstance(properties, bytes):
+            properties = read(properties)
         message, weak = from_wire(self._queues[queue], queue, properties, body)
-        tag = method.delivery_tag
         name = None if weak else (queue, message.id)
-        if name is not None and self._stands_in(name, tag, at):
+        if name is not None and (self._adrift or self._ended) and self._stands_in(name, tag, at):
             return None
         lease = RabbitLease(tag, name, at)
         self._in_hand.add(lease)
-        times = _times(properties, method)
         delivery = Delivery(
-            message, lease, redelivered=times, position=tag, weak_id=weak, arrived=now
+            message,
+            lease,
+            redelivered=_times(properties, again=again),
+            position=tag,
+            weak_id=weak,
+            arrived=now,
         )
         early = _early(message, self._clock.now())
         if early:
@@ -358,9 +364,9 @@ def _early(message: Message, now: float) -> float:
     return early if 0.0 < early <= LONGEST else 0.0
 
 
-def _times(properties: Any, method: Any) -> int:
+def _times(properties: Any, *, again: bool) -> int:
     """How often it came before. The broker counts what was given back cleanly, too."""
     found = (properties.headers or {}).get("x-delivery-count")
     if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
         return found
-    return 1 if method.redelivered else 0
+    return int(again)
