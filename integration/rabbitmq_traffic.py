@@ -18,7 +18,9 @@ from integration.faults import until
 from reliable_mq import Confirmation, Context, Limits, ReliableMQ
 from reliable_mq.adapters.rabbitmq import RabbitTransport
 from reliable_mq.adapters.rabbitmq.names import queue_of
+from reliable_mq.adapters.rabbitmq.publisher import RabbitPublisher
 from reliable_mq.errors import PublishUnknown
+from reliable_mq.message import Receipt
 from reliable_mq.testing.brokers import Proxy
 from reliable_mq.testing.brokers.rabbitmq import connect
 from reliable_mq.testing.history import Entry, Kind, Numbered, Verdict, check, ending
@@ -225,3 +227,22 @@ def plain(broker: Any) -> Iterator[Any]:
     finally:
         if connection.is_open:
             connection.close()
+
+
+class Believes(RabbitPublisher):
+    """What was on its way when the connection ended counts as stored, and is not sent again."""
+
+    def closed(self, error):
+        """The Receipts of a client that believes the socket."""
+        for entry in [one for one in self._window.all() if one.on_its_way]:
+            entry.over = True
+            self._end(entry, Receipt(entry.confirmation.message.id, "believed", 0, 0))
+        super().closed(error)
+
+
+class BelievesTheSocket(RabbitTransport):
+    """A transport whose publishers do."""
+
+    def publisher(self):
+        """See Believes."""
+        return Believes(self._parameters, self._clock, self._declared)

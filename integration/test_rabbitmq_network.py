@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from integration.faults import LONG, promises, until
-from integration.rabbitmq_traffic import CREDIT, GRACE, Traffic, plain
+from integration.rabbitmq_traffic import CREDIT, GRACE, BelievesTheSocket, Traffic, plain
 from reliable_mq import Backpressure, Message, PublishUnknown, Receipt
 from reliable_mq.adapters.base import GroupSpec, TopicSpec, Topology
 from reliable_mq.adapters.rabbitmq import RabbitTransport
@@ -30,28 +30,6 @@ MB = 1024 * 1024
 def _calm(caplog):
     """What pika logs about connections that we cut is no news."""
     caplog.set_level(logging.CRITICAL, logger="pika")
-
-
-# -- safeties that can be taken away -----------------------------------------------------------
-
-
-class Believes(RabbitPublisher):
-    """What was on its way when the connection ended counts as stored, and is not sent again."""
-
-    def closed(self, error):
-        """The Receipts of a client that believes the socket."""
-        for entry in [one for one in self._window.all() if one.on_its_way]:
-            entry.over = True
-            self._end(entry, Receipt(entry.confirmation.message.id, "believed", 0, 0))
-        super().closed(error)
-
-
-class BelievesTheSocket(RabbitTransport):
-    """A transport whose publishers do."""
-
-    def publisher(self):
-        """See Believes."""
-        return Believes(self._parameters, self._clock, self._declared)
 
 
 # -- F08: a partition --------------------------------------------------------------------------
