@@ -15,10 +15,13 @@ import pika.exceptions
 
 from reliable_mq.adapters.rabbitmq.probe import Probe
 from reliable_mq.adapters.rabbitmq.properties import by_pika
+from reliable_mq.adapters.rabbitmq.reader import Reader, acks
 from reliable_mq.adapters.rabbitmq.wire import marshal
 from reliable_mq.errors import TransportError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reliable_mq.adapters.rabbitmq.names import Route
     from reliable_mq.adapters.rabbitmq.window import Entry, Window
 
@@ -37,7 +40,7 @@ class Sender(Protocol):
     def channel_closed(self, why: str) -> None: ...
     def channel_lost(self) -> None: ...
     def unsendable(self, entry: Entry, why: str) -> None: ...
-    def acked(self, tag: int, *, multiple: bool) -> None: ...
+    def acked(self, acks: Sequence[tuple[int, bool]]) -> None: ...
     def nacked(self, tag: int, *, multiple: bool) -> None: ...
     def returned(self, id: str, exchange: str, routing_key: str, why: str) -> None: ...
     def answered(self, route: Route, why: str) -> None: ...
@@ -55,6 +58,7 @@ class PublishChannel:
         #: Method frames of addresses, of the channel that is open.
         self._methods: dict[Any, bytes] = {}
         self._emit = getattr(connection, "_output_marshaled_frames", None)
+        Reader.install(connection, self._take)
         connection.add_on_connection_blocked_callback(self._block)
         connection.add_on_connection_unblocked_callback(self._unblock)
         self._open()
@@ -129,9 +133,20 @@ class PublishChannel:
     def _answered(self, frame: Any) -> None:
         method = frame.method
         if isinstance(method, pika.spec.Basic.Ack):
-            self._sender.acked(method.delivery_tag, multiple=method.multiple)
+            self._sender.acked([(method.delivery_tag, method.multiple)])
         else:
             self._sender.nacked(method.delivery_tag, multiple=method.multiple)
+
+    def _take(self, data: bytes, at: int) -> int:
+        """Acks that need not go through pika: see Reader."""
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return at
+        found: list[tuple[int, bool]] = []
+        place = acks(data, at, channel.channel_number, found)
+        if found:
+            self._sender.acked(found)
+        return place
 
     def _returned(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
         self._sender.returned(

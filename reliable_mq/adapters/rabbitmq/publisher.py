@@ -226,14 +226,21 @@ class RabbitPublisher:
         message = entry.confirmation.message
         self._end(entry, TooLarge(f"message {message.id}: {why}: send a reference", message))
 
-    def acked(self, tag: int, *, multiple: bool) -> None:
-        """The broker has stored these."""
-        entries = self._window.acked(tag, multiple=multiple)
-        for entry in entries:
-            self._stored += 1
-            if not entry.over:
-                message = entry.confirmation.message
-                self._end(entry, Receipt(message.id, message.topic, 0, self._stored))
+    def acked(self, acks: Sequence[tuple[int, bool]]) -> None:
+        """The broker has stored these: tags, and whether all below them, too."""
+        ended: dict[Entry, Receipt] = {}
+        size = 0
+        for tag, multiple in acks:
+            for entry in self._window.acked(tag, multiple=multiple):
+                self._stored += 1
+                if not (entry.over or entry.confirmation.done() or entry in ended):
+                    message = entry.confirmation.message
+                    ended[entry] = Receipt(message.id, message.topic, 0, self._stored)
+                    size += entry.size
+        if ended:
+            self._leave(len(ended), size)
+            for entry, receipt in ended.items():
+                entry.confirmation.settle(receipt)
         self._pump()
 
     def nacked(self, tag: int, *, multiple: bool) -> None:
@@ -299,12 +306,16 @@ class RabbitPublisher:
     def _end(self, entry: Entry, outcome: Receipt | PublishError) -> None:
         if entry.confirmation.done():  # a copy
             return
+        self._leave(1, entry.size)
+        entry.confirmation.settle(outcome)
+
+    def _leave(self, count: int, size: int) -> None:
+        # Before they are settled: who hears of it finds room for more.
         with self._changed:
-            self._open -= 1
-            self._bytes -= entry.size
+            self._open -= count
+            self._bytes -= size
             if not self._open:
                 self._changed.notify_all()
-        entry.confirmation.settle(outcome)
 
     def _give_up(self) -> list[Message]:
         with self._changed:

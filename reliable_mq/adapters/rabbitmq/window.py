@@ -13,6 +13,7 @@ The tags of a channel count from 1, so what is on its way is a queue whose head 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -96,6 +97,8 @@ class Window:
         #: Routes that somebody has just made or seen; nobody asks for them.
         self._presumed = presumed
         self._numbers = 0
+        #: No deadline is before that: as long as it is not over, nobody need look at them all.
+        self._earliest = math.inf
         self._tag = 1
         self._flight: deque[Entry] = deque()
         self._redo: deque[Entry] = deque()
@@ -116,6 +119,8 @@ class Window:
         for entry in entries:
             self._numbers += 1
             entry.number = self._numbers
+            if entry.deadline is not None and entry.deadline < self._earliest:
+                self._earliest = entry.deadline
             self._fresh.append(entry)
 
     # -- out -----------------------------------------------------------------------------------
@@ -264,11 +269,15 @@ class Window:
 
     def overdue(self, now: float) -> list[Entry]:
         """What is over its deadline. The caller ends it; it is not sent any more."""
-        late = [
-            one
+        if now < self._earliest:
+            return []
+        open_ones = [
+            (one.deadline, one)
             for one in self.all()
-            if one.deadline is not None and now >= one.deadline and not one.confirmation.done()
+            if one.deadline is not None and not one.confirmation.done()
         ]
+        late = [one for deadline, one in open_ones if now >= deadline]
+        self._earliest = min([when for when, _ in open_ones if now < when], default=math.inf)
         if late:
             for one in late:
                 one.over = True
