@@ -5,8 +5,10 @@ import time
 
 import pytest
 
-from integration.faults import LONG, promises, until
+from integration.faults import LONG, brokers, promises, until
 from reliable_mq.testing.history import Numbered
+
+pytestmark = brokers()
 
 
 def id_of(key, seq):

@@ -121,6 +121,7 @@ class Consuming:
 
     def stop(self) -> None:
         """Leave: what has no ack goes to others at once."""
+        self._link.call(lambda: _keep_consumers(self._channel))
         self._link.stop(1.0)
 
     # -- connections ---------------------------------------------------------------------------
@@ -238,6 +239,7 @@ class Consuming:
             log.warning("%s: %s; what is in hand goes back", self._link.parameters, why)
             self._end(why)
             if channel.is_open:
+                _keep_consumers(channel)
                 channel.close()
         self._open()
 
@@ -282,3 +284,13 @@ class Consuming:
     def _tick(self) -> None:
         self._link.later(LOOK / 4, self._tick)
         self._mailroom.look()
+
+
+def _keep_consumers(channel: Any) -> None:
+    """Let pika close this channel without cancelling its consumers one by one before that.
+
+    A consumer that is cancelled is no longer the active one, though what it has in hand is still
+    its own until the channel ends: the next member would get what comes behind that, out of order.
+    """
+    if channel is not None:
+        channel._cancelled.update(channel._consumers)  # noqa: SLF001 - pika knows no other way

@@ -54,8 +54,8 @@ def session(parameters: Parameters) -> Iterator[Session]:
         try:
             connection = pika.BlockingConnection(node)
             break
-        except (pika.exceptions.AMQPError, OSError) as error:
-            failed = error
+        except (pika.exceptions.AMQPError, OSError, RuntimeError) as error:
+            failed = error  # RuntimeError: no thread left to look the name up
     if connection is None:
         why = cause_of(failed) if failed is not None else "no host"
         text = f"{parameters}: no connection: {why}"
