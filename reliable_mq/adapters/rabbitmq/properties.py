@@ -7,6 +7,7 @@ byte for byte, and a shape that is not known here is left to pika.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,15 +25,14 @@ DELIVERY_MODE: Final = 1 << 12
 MESSAGE_ID: Final = 1 << 7
 TIMESTAMP: Final = 1 << 6
 OTHERS: Final = 0xFFFF ^ (CONTENT_TYPE | HEADERS | DELIVERY_MODE | MESSAGE_ID | TIMESTAMP)
-PERSISTENT: Final = b"\x02"
 #: Kinds of values in a table: text, bytes, a number.
 TEXT, BYTES, LONG = ord("S"), ord("x"), ord("l")
 
-_flags = Struct(">H")
-_size = Struct(">I")
-_long = Struct(">q")
-_time = Struct(">Q")
-_value = Struct(">BI")
+_head = Struct(">H").pack
+_size = Struct(">I").pack
+_time = Struct(">Q").pack
+_read_long = Struct(">q").unpack_from
+_read_time = Struct(">Q").unpack_from
 
 
 class Properties:
@@ -64,21 +64,21 @@ def encode(
     """
     table: list[bytes] = []
     for name, value in headers.items():
-        kind, data = (TEXT, value.encode()) if isinstance(value, str) else (BYTES, value)
-        table += (_short(name), _value.pack(kind, len(data)), data)
+        kind, data = (b"S", value.encode()) if isinstance(value, str) else (b"x", value)
+        table += (_name(name), kind, _size(len(data)), data)
     rows = b"".join(table)
     flags, first, last = HEADERS | DELIVERY_MODE | MESSAGE_ID, b"", b""
     if content_type is not None:
         flags |= CONTENT_TYPE
-        first = _short(content_type)
+        first = _name(content_type)
     if timestamp is not None:
         flags |= TIMESTAMP
-        last = _time.pack(timestamp)
-    parts = (
-        *(_flags.pack(flags), first, _size.pack(len(rows)), rows),
-        *(PERSISTENT, _short(message_id), last),
+        last = _time(timestamp)
+    id = message_id.encode()
+    encoded = b"".join(
+        (_head(flags), first, _size(len(rows)), rows, b"\x02", bytes((len(id),)), id, last)
     )
-    return Properties(content_type, headers, message_id, timestamp, b"".join(parts))
+    return Properties(content_type, headers, message_id, timestamp, encoded)
 
 
 def read(data: bytes) -> Properties | pika.BasicProperties:
@@ -114,7 +114,7 @@ def _read(data: bytes) -> Properties | None:
         message_id = data[at + 1 : end].decode()
         at = end
     if flags & TIMESTAMP:
-        (timestamp,) = _time.unpack_from(data, at)
+        (timestamp,) = _read_time(data, at)
     return Properties(content_type, headers, message_id, timestamp, data)
 
 
@@ -125,7 +125,7 @@ def _table(data: bytes, at: int, table_end: int) -> dict[str, Any] | None:
         name = data[at + 1 : end].decode()
         kind = data[end]
         if kind == LONG:
-            (table[name],) = _long.unpack_from(data, end + 1)
+            (table[name],) = _read_long(data, end + 1)
             at = end + 9
             continue
         at = end + 5 + int.from_bytes(data[end + 1 : end + 5], "big")
@@ -145,6 +145,8 @@ def by_pika(data: bytes) -> pika.BasicProperties:
     return properties
 
 
-def _short(text: str) -> bytes:
+@lru_cache(1_000)
+def _name(text: str) -> bytes:
+    """A short string of which there are few."""
     data = text.encode()
     return bytes((len(data),)) + data
