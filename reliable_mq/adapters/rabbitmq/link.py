@@ -105,10 +105,14 @@ class Link:
             while True:
                 try:
                     self.loop.start()
-                except Exception:  # a bug of ours must not end the thread: it would be a hang
+                except Exception as error:  # a bug of ours must not end the thread: a hang
                     if self._hung_up:
                         return  # pika asks why its socket is gone
                     log.exception("%s: an I/O callback failed", self.parameters)
+                    if self.connection is None and self._pending is not None:
+                        # Perhaps pika's own: where there is no thread left to look a name up, an
+                        # attempt fails and nobody is told. So it counts as failed here.
+                        self._failed(self._pending, error)
                     self.reconnect("an I/O callback failed")
                 else:
                     return
@@ -132,9 +136,13 @@ class Link:
                 custom_ioloop=self.loop,
             )
         except Exception as error:  # noqa: BLE001 - no file descriptor left, a bad certificate
+            self._pending = None
             self._failed(None, error)
 
     def _opened(self, connection: pika.SelectConnection) -> None:
+        if connection is not self._pending:
+            connection.close()  # of an attempt that counts as failed
+            return
         self._attempts = 0
         self.connection = connection
         if self._stopping:
@@ -142,12 +150,14 @@ class Link:
             return
         self._peer.opened(connection)
 
-    def _failed(self, _connection: Any, error: BaseException) -> None:
-        self._attempts += 1
-        self._gone(error)
+    def _failed(self, connection: Any, error: BaseException) -> None:
+        if connection is self._pending:
+            self._attempts += 1
+            self._gone(error)
 
-    def _closed(self, _connection: Any, error: BaseException) -> None:
-        self._gone(error)
+    def _closed(self, connection: Any, error: BaseException) -> None:
+        if connection is self._pending:
+            self._gone(error)
 
     def _gone(self, error: BaseException) -> None:
         self.connection = self._pending = None
