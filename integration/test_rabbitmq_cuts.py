@@ -6,13 +6,12 @@ the wait for the next connection.
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from integration.faults import LONG, promises, until
-from integration.rabbitmq_traffic import BelievesTheSocket, Notes, Traffic, plain
+from integration.rabbitmq_traffic import BelievesTheSocket, Notes, Traffic, pika_is_quiet, plain
 from reliable_mq import Message
 from reliable_mq.adapters.base import GroupSpec, TopicSpec, Topology
 from reliable_mq.adapters.rabbitmq import RabbitTransport
@@ -31,9 +30,10 @@ FRAME = 131_072
 
 
 @pytest.fixture(autouse=True)
-def _calm(caplog):
+def _calm():
     """What pika logs about connections that we cut is no news."""
-    caplog.set_level(logging.CRITICAL, logger="pika")
+    with pika_is_quiet():
+        yield
 
 
 class Lane:

@@ -6,7 +6,6 @@ has really got.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -15,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from integration.faults import LONG, promises, until
-from integration.rabbitmq_traffic import CREDIT, GRACE, BelievesTheSocket, Traffic, plain
+from integration.rabbitmq_traffic import (
+    CREDIT,
+    GRACE,
+    BelievesTheSocket,
+    Traffic,
+    pika_is_quiet,
+    plain,
+)
 from reliable_mq import Backpressure, Message, PublishUnknown, Receipt
 from reliable_mq.adapters.base import GroupSpec, TopicSpec, Topology
 from reliable_mq.adapters.rabbitmq import RabbitTransport
@@ -27,9 +33,10 @@ MB = 1024 * 1024
 
 
 @pytest.fixture(autouse=True)
-def _calm(caplog):
+def _calm():
     """What pika logs about connections that we cut is no news."""
-    caplog.set_level(logging.CRITICAL, logger="pika")
+    with pika_is_quiet():
+        yield
 
 
 # -- F08: a partition --------------------------------------------------------------------------
