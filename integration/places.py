@@ -5,11 +5,15 @@ One test runs at several places: `run` in conftest.py is made for each that `bro
 
 from __future__ import annotations
 
+import json
 import secrets
+import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+import pika
 
 from reliable_mq import ReliableMQError
 from reliable_mq.adapters.rabbitmq.names import LADDER, Address, delay_queue, queue_of
@@ -38,6 +42,9 @@ class Place(Protocol):
 
     def lag(self) -> int:
         """What the group has not finished, as far as nobody has it in hand."""
+
+    def write(self, id: str, body: bytes, headers: dict[str, str]) -> None:
+        """Store a message of key "f" as a program does that is not ours."""
 
     def renew(self) -> None:
         """Forget all messages."""
@@ -73,6 +80,15 @@ class OnFile:
     def lag(self) -> int:
         """See Place."""
         return SqliteTransport(self.path).lag(TOPIC, GROUP)
+
+    def write(self, id: str, body: bytes, headers: dict[str, str]) -> None:
+        """See Place."""
+        with sqlite3.connect(self.path) as file:
+            sql = """
+                INSERT INTO mq_message (topic, id, key, body, headers)
+                VALUES ((SELECT id FROM mq_topic WHERE name = 'orders'), ?, x'66', ?, ?)"""
+            file.execute(sql, (id, body, json.dumps(headers)))
+        file.close()
 
     def renew(self) -> None:
         """See Place: the file is gone with the folder's others."""
@@ -117,6 +133,13 @@ class OnRabbit:
         with session(parse(self.url)) as opened:
             answer = opened.channel.queue_declare(self.queue, passive=True)
             return int(answer.method.message_count)
+
+    def write(self, id: str, body: bytes, headers: dict[str, str]) -> None:
+        """See Place."""
+        properties = pika.BasicProperties(message_id=id, headers={**headers, "rmq-key": "f"})
+        with session(parse(self.url)) as opened:
+            opened.channel.confirm_delivery()
+            opened.channel.basic_publish(self.topic, "", body, properties, mandatory=True)
 
     def renew(self) -> None:
         """See Place: another name."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from integration.children.kit import Plan, World, start, tell
@@ -64,6 +66,8 @@ def drain(world: World, plan: ConsumerPlan) -> bool:
         undone = world.mq.stop(plan.drain)
         if undone or not done or not world.broker.left():
             return done and not undone
+        if time.monotonic() > end:
+            return False
         # Some of it was on its way to us when we looked: once more.
         world.begin()
         declare(world, plan)
@@ -99,7 +103,7 @@ def declare(world: World, plan: ConsumerPlan) -> None:
                 world.history.note("retry", ctx.id, one, why="lost")
                 return
             if not plan.cured:
-                _obey(one, ctx)
+                _obey(world, one, ctx)
             _took_effect(world, one, ctx)
 
     else:
@@ -111,7 +115,7 @@ def declare(world: World, plan: ConsumerPlan) -> None:
                 await asyncio.Event().wait()
             await asyncio.sleep(plan.work)
             if not plan.cured:
-                _obey(one, ctx)
+                _obey(world, one, ctx)
             _took_effect(world, one, ctx)
 
 
@@ -132,12 +136,16 @@ def _is_lost(ctx: Context, seconds: float) -> bool:
     return True
 
 
-def _obey(one: Numbered, ctx: Context) -> None:
+def _obey(world: World, one: Numbered, ctx: Context) -> None:
     """What the message says shall happen before its effect."""
     order = one.filler.strip()
     if order == "raise" or (order == "flaky" and ctx.attempt == 1):
         text = f"{order}, as {one.id} says"
         raise OSError(text)
+    if order == "no files":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        world.history.note("retry", ctx.id, one, why="no file is left")
+        Path("/dev/null").open("rb")  # noqa: SIM115 - it is the opening that fails
     if order == "reject":
         raise Reject("told to")
     if order == "later" and ctx.attempt == 1:
