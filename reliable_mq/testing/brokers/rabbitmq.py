@@ -13,6 +13,7 @@ import socket
 from typing import Any, Final
 
 from reliable_mq.testing.brokers.base import Broker, Missing
+from reliable_mq.testing.brokers.running import Running
 
 __all__ = ["RabbitMQ", "RunningRabbitMQ", "connect"]
 
@@ -50,38 +51,10 @@ class RabbitMQ(Broker):
         connect(self.url).close()
 
 
-class RunningRabbitMQ(RabbitMQ):
+class RunningRabbitMQ(Running, RabbitMQ):
     """One that somebody else runs: it can be used, and cut off by a `Proxy`, but not hurt."""
 
-    controlled = False
-
-    def __init__(self, url: str) -> None:
-        super().__init__()
-        self._url = url
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return self._url
-
-    def start(self) -> None:
-        """Wait until it serves."""
-        self.wait_ready(10.0)
-
-    def stop(self) -> None:
-        """Refused."""
-        self._refuse()
-
-    def kill(self) -> None:
-        """Refused."""
-        self._refuse()
-
-    def pause(self) -> None:
-        """Refused."""
-        self._refuse()
-
-    def resume(self) -> None:
-        """Nothing to do: it was never paused."""
+    variable = "RELIABLE_MQ_RABBITMQ_URL"
 
     def ctl(self, *arguments: str, within: float = 60.0) -> str:
         """Refused."""
@@ -90,23 +63,6 @@ class RunningRabbitMQ(RabbitMQ):
 
     def flush(self) -> None:
         """Nothing to do: nobody here kills it."""
-
-    def log(self, lines: int = 30) -> str:
-        """Nothing: its log is where it runs."""
-        return ""
-
-    def close(self) -> None:
-        """Leave it alone."""
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"  # its URL may hold a password
-
-    def _refuse(self) -> None:
-        msg = (
-            "a broker given by RELIABLE_MQ_RABBITMQ_URL is not ours to stop or to ask; "
-            "unset it to have one of our own, or put a Proxy in front of it"
-        )
-        raise Missing(msg)
 
 
 def connect(url: str, *, within: float = 3.0) -> Any:

@@ -6,20 +6,17 @@ and the Erlang port mapper are ours, everything listens on 127.0.0.1, and any us
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from reliable_mq.testing.brokers.base import BrokerFailed, Missing, until
-from reliable_mq.testing.brokers.guard import guard
+from reliable_mq.testing.brokers.local_process import LocalProcess, new_folder
 from reliable_mq.testing.brokers.ports import free_port
 from reliable_mq.testing.brokers.processes import Processes
 from reliable_mq.testing.brokers.rabbitmq import RabbitMQ
@@ -45,9 +42,6 @@ SETTINGS: Final = {
     "vm_memory_high_watermark.absolute": "512MB",
     "log.console.level": "info",
 }
-
-#: Seconds that a graceful stop gets before it counts as one that hangs.
-STOPS_WITHIN: Final = 60.0
 
 
 def is_installed() -> bool:
@@ -117,12 +111,14 @@ class ErlangHome:
             return False
 
 
-class RabbitMQProcess(RabbitMQ):
+class RabbitMQProcess(LocalProcess, RabbitMQ):
     """One node. What it is lies in its folder: made again there, it is the same broker.
 
     `settings` are lines of rabbitmq.conf; `certificates` add a listener at `tls_url`; `keep` lets
     it outlive this Python; `home` is given to the nodes of a cluster.
     """
+
+    program = "beam.smp"
 
     def __init__(
         self,
@@ -136,18 +132,19 @@ class RabbitMQProcess(RabbitMQ):
         keep: bool = False,
     ) -> None:
         check_installed()
-        super().__init__(keep=keep)
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="reliable-mq-rabbitmq-"))
-        self.name = f"{name}@localhost"
+        super().__init__(
+            folder or new_folder("rabbitmq"),
+            name=f"{name}@localhost",
+            more_ports=("tls_port", "distribution", "epmd"),
+            more_marks=("epmd_mark",),
+            prefer_port=prefer_port,
+            keep=keep,
+        )
         self._settings = dict(settings or {})
         self._certificates = certificates
-        if not keep:
-            guard().remove(self.folder)
-        plan = self._plan(prefer_port)
-        self.port = int(plan["port"])
+        plan = self._plan
         self.tls_port = int(plan["tls_port"])
         self._distribution = int(plan["distribution"])
-        self._processes = Processes(mark=str(plan["mark"]), keep=keep)
         self._own_home = home is None
         self._home = home or ErlangHome(
             self.folder / "home", keep=keep, mark=str(plan["epmd_mark"]), port=int(plan["epmd"])
@@ -168,12 +165,6 @@ class RabbitMQProcess(RabbitMQ):
             raise ValueError(msg)
         return f"amqps://guest:guest@localhost:{self.tls_port}/"
 
-    def start(self) -> None:
-        """Start it, or start it again; ready when this returns."""
-        self.begin()
-        self.resume()
-        self.wait_ready()
-
     def begin(self) -> None:
         """Start it without waiting: nodes of one cluster may need each other to become ready."""
         if self._processes.pids():
@@ -183,48 +174,14 @@ class RabbitMQProcess(RabbitMQ):
         command = [str(SCRIPTS / "rabbitmq-server")]
         self._processes.spawn(command, self._environment(), self.log_file)
 
-    def stop(self) -> None:
-        """End it as `systemctl stop` does."""
-        self.resume()
-        self._processes.signal(signal.SIGTERM, "beam.smp")
-        if not self._processes.ended(STOPS_WITHIN):
-            self._failed(f"did not stop within {STOPS_WITHIN} s", None)
-
-    def kill(self) -> None:
-        """Kill -9 the node and its helpers."""
-        self._processes.kill()
-
-    def pause(self) -> None:
-        """SIGSTOP the node and its helpers."""
-        self._processes.pause()
-
-    def resume(self) -> None:
-        """SIGCONT them."""
-        self._processes.resume()
-
-    def alive(self) -> bool:
-        """Whether any process of it is there."""
-        return bool(self._processes.pids())
-
     def close(self) -> None:
         """Kill it and remove its folder."""
         self.kill()
         if self._own_home:
             self._home.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        super().close()
 
     # -- what is RabbitMQ's own ----------------------------------------------------------------
-
-    @property
-    def log_file(self) -> Path:
-        """Where all that it says is kept."""
-        return self.folder / "node.log"
-
-    def log(self, lines: int = 30) -> str:
-        """The end of its log."""
-        if not self.log_file.exists():
-            return ""
-        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
 
     def ctl(self, *arguments: str, within: float = 60.0) -> str:
         """What rabbitmqctl prints; takes a second or two, as it is an Erlang node, too."""
@@ -254,24 +211,6 @@ class RabbitMQProcess(RabbitMQ):
         self.eval("ssl:clear_pem_cache().")
 
     # -- what it is made of --------------------------------------------------------------------
-
-    def _plan(self, prefer: int) -> dict[str, str | int]:
-        """Ports and marks, as they were chosen when the folder was new."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "node.json"
-        if file.exists():
-            kept: dict[str, str | int] = json.loads(file.read_bytes())
-            return kept
-        plan: dict[str, str | int] = {
-            "port": free_port(prefer) if prefer else free_port(),
-            "tls_port": free_port(),
-            "distribution": free_port(),
-            "epmd": free_port(),
-            "mark": secrets.token_hex(16),
-            "epmd_mark": secrets.token_hex(16),
-        }
-        file.write_text(json.dumps(plan))
-        return plan
 
     def _environment(self) -> dict[str, str]:
         return self._home.environment() | {
