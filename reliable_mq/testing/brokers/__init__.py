@@ -19,6 +19,8 @@ from reliable_mq.testing.brokers.choice import choose, provide_rabbitmq, unavail
 if TYPE_CHECKING:
     from reliable_mq.testing.brokers.certificates import Certificates
     from reliable_mq.testing.brokers.flow import Flow
+    from reliable_mq.testing.brokers.kafka import Kafka, RunningKafka
+    from reliable_mq.testing.brokers.kafka_node import KafkaProcess
     from reliable_mq.testing.brokers.proxy import Proxy
     from reliable_mq.testing.brokers.rabbitmq import RabbitMQ, RunningRabbitMQ
     from reliable_mq.testing.brokers.rabbitmq_cluster import RabbitMQCluster
@@ -30,12 +32,15 @@ __all__ = [
     "BrokerFailed",
     "Certificates",
     "Flow",
+    "Kafka",
+    "KafkaProcess",
     "Missing",
     "Proxy",
     "RabbitMQ",
     "RabbitMQCluster",
     "RabbitMQContainer",
     "RabbitMQProcess",
+    "RunningKafka",
     "RunningRabbitMQ",
     "choose",
     "provide_rabbitmq",
@@ -45,11 +50,14 @@ __all__ = [
 _MODULES = {
     "Certificates": "certificates",
     "Flow": "flow",
+    "Kafka": "kafka",
+    "KafkaProcess": "kafka_node",
     "Proxy": "proxy",
     "RabbitMQ": "rabbitmq",
     "RabbitMQCluster": "rabbitmq_cluster",
     "RabbitMQContainer": "rabbitmq_container",
     "RabbitMQProcess": "rabbitmq_node",
+    "RunningKafka": "kafka",
     "RunningRabbitMQ": "rabbitmq",
 }
 
