@@ -33,6 +33,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 #: Seconds for which a queue may be missing, as while its node is away, before it counts as gone.
 MISSING: Final = 10.0
+#: Seconds for which acks are gathered before the broker is asked whether it has them.
+ANSWER: Final = 0.01
 #: Seconds between two looks at the queues while nothing comes.
 LOOK: Final = 1.0
 
@@ -264,20 +266,28 @@ class Consuming:
         self._ask_for_answer()
 
     def _ask_for_answer(self) -> None:
-        """AMQP answers no ack; the answer to a call behind them says that the channel had them."""
+        """AMQP answers no ack; the answer to a call behind them says that the channel had them.
+
+        Not for each at once: one call for all of a moment costs both sides less.
+        """
         if self._waiting_for_answer or not self._unanswered:
             return
         self._waiting_for_answer = True
-        tags, self._unanswered = self._unanswered, []
         generation = self._generation
 
-        def answered(_: object) -> None:
+        def ask() -> None:
+            channel = self._channel
+            if generation == self._generation and channel is not None and channel.is_open:
+                tags, self._unanswered = self._unanswered, []
+                channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: answered(tags))
+
+        def answered(tags: list[int]) -> None:
             if generation == self._generation:
                 self._waiting_for_answer = False
                 self._mailroom.settled(tags)
                 self._ask_for_answer()
 
-        self._channel.basic_qos(prefetch_count=self._prefetch, callback=answered)
+        self._link.later(ANSWER, ask)
 
     # -- looking -------------------------------------------------------------------------------
 
