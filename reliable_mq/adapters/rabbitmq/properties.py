@@ -7,14 +7,13 @@ byte for byte, and a shape that is not known here is left to pika.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from struct import Struct as Layout
+from typing import Any, Final
 
 import pika
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from msgspec import Struct
 
 __all__ = ["Properties", "by_pika", "encode", "read"]
 
@@ -28,31 +27,21 @@ OTHERS: Final = 0xFFFF ^ (CONTENT_TYPE | HEADERS | DELIVERY_MODE | MESSAGE_ID | 
 #: Kinds of values in a table: text, bytes, a number.
 TEXT, BYTES, LONG = ord("S"), ord("x"), ord("l")
 
-_head = Struct(">H").pack
-_size = Struct(">I").pack
-_time = Struct(">Q").pack
-_read_long = Struct(">q").unpack_from
-_read_time = Struct(">Q").unpack_from
+_head = Layout(">H").pack
+_size = Layout(">I").pack
+_time = Layout(">Q").pack
+_read_long = Layout(">q").unpack_from
+_read_time = Layout(">Q").unpack_from
 
 
-class Properties:
+class Properties(Struct, frozen=True, gc=False):
     """Those of pika's BasicProperties that this adapter writes and reads; `encoded`: all of it."""
 
-    __slots__ = ("content_type", "encoded", "headers", "message_id", "timestamp")
-
-    def __init__(
-        self,
-        content_type: str | None,
-        headers: Mapping[str, Any],
-        message_id: str | None,
-        timestamp: int | None,
-        encoded: bytes,
-    ) -> None:
-        self.content_type = content_type
-        self.headers = headers
-        self.message_id = message_id
-        self.timestamp = timestamp
-        self.encoded = encoded
+    content_type: str | None
+    headers: Mapping[str, Any]
+    message_id: str | None
+    timestamp: int | None
+    encoded: bytes
 
 
 def encode(

@@ -47,6 +47,8 @@ __all__ = ["RabbitPublisher"]
 
 log = logging.getLogger("reliable_mq.rabbitmq")
 
+#: Routes that are kept, so that those of a topic are one object.
+ROUTES: Final = 1_000
 #: Seconds between two looks for what is over its deadline.
 LOOK: Final = 0.05
 
@@ -68,6 +70,8 @@ class RabbitPublisher:
         self._open = 0
         self._bytes = 0
         self._called = False
+        #: By topic. Any thread: whoever finds none makes one.
+        self._routes: dict[str, Route] = {}
         self._closed = False
         self._link: Link | None = None
         # The I/O thread's own from here on.
@@ -141,19 +145,27 @@ class RabbitPublisher:
         delay = to.delay if isinstance(to, RetryCopy) else 0.0
         if not_before is not None:
             delay = max(delay, not_before - now)
-        address = address_of(message, to)
-        route = None
         properties = self._properties(message, now + delay if delay > 0 else None)
+        route: Route | None
         if delay > 0:
-            route = Route(address, rung(delay))
+            route = Route(address_of(message, to), rung(delay))
             address = route.first()
         elif isinstance(to, Topic):
-            route = Route(address)
+            route = self._routes.get(message.topic) or self._route(message, to)
+            address = route.address
+        else:
+            route, address = None, address_of(message, to)
         size = size_of(message, to, self._parameters.options.max_body)
         key = None if message.key is None else (address, message.key)
         return Entry(
             confirmation, address, properties, key=key, route=route, deadline=deadline, size=size
         )
+
+    def _route(self, message: Message, to: Topic) -> Route:
+        if len(self._routes) >= ROUTES:
+            self._routes.clear()
+        route = self._routes[message.topic] = Route(address_of(message, to))
+        return route
 
     def _properties(self, message: Message, due: float | None) -> Properties:
         try:

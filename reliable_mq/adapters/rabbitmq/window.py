@@ -138,7 +138,8 @@ class Window:
             if entry.over:
                 self._careful.discard(entry.number)
                 continue
-            if entry.key is not None and (held := self._held.get(entry.key)) is not None:
+            held = self._held.get(entry.key) if self._held and entry.key is not None else None
+            if held is not None:
                 held.behind.append(entry)
             elif entry.route in self._known or entry.route in self._presumed:
                 entry.on_its_way = True
