@@ -21,8 +21,9 @@ class ConsumerPlan(Plan, kw_only=True):
     """until: "drained" (then it writes the dead letters down), or "signal".
 
     within: seconds for draining. work: seconds between the arrival in the handler and the effect.
-    state: a file that tells how it is doing. heed_loss: wait for the loss of the lease, and then do
-    nothing. cured: do not do what messages say.
+    hold: a file whose coming lets handlers go on. state: a file that tells how it is doing.
+    heed_loss: wait for the loss of the lease, and then do nothing. cured: do not do what messages
+    say.
     """
 
     concurrency: int = 4
@@ -33,6 +34,7 @@ class ConsumerPlan(Plan, kw_only=True):
     attempts: int = 3
     backoff: float = 0.01
     work: float = 0.0
+    hold: str = ""
     timeout: float | None = None
     max_stuck: int = 4
     drain: float = 25.0
@@ -99,6 +101,8 @@ def declare(world: World, plan: ConsumerPlan) -> None:
             if one.filler.startswith("hang") and not plan.cured:
                 threading.Event().wait()
             time.sleep(plan.work)
+            while plan.hold and not Path(plan.hold).exists():
+                time.sleep(0.01)
             if plan.heed_loss and _is_lost(ctx, plan.within):
                 world.history.note("retry", ctx.id, one, why="lost")
                 return

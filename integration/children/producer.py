@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from reliable_mq.testing.history import Numbered, ending, read_history
 class ProducerPlan(Plan, kw_only=True):
     """keys: each gets the numbers 0 to count - 1. how: one by one, or all on their way at once.
 
-    end: "stop", or "kill", without a goodbye.
+    end: "stop", or "kill", without a goodbye. wait_for: a file beside its history, whose coming
+        lets it begin when all is declared already.
     orders: what a message tells its handler to do, by "key/seq". size: characters that fill it up.
     """
 
@@ -35,6 +37,7 @@ class ProducerPlan(Plan, kw_only=True):
     earlier: tuple[str, ...] = ()
     timeout: float | None = None
     end: str = "stop"
+    wait_for: str = ""
 
 
 def main(plan: ProducerPlan) -> int:
@@ -48,6 +51,8 @@ def main(plan: ProducerPlan) -> int:
         if entry.kind == "ok"
     }
     todo = [one for one in workload(plan) if one.id not in confirmed]
+    if plan.wait_for:
+        _wait(world, plan)
     if plan.how == "publish":
         _publish(world, todo, plan)
     else:
@@ -71,6 +76,14 @@ def workload(plan: ProducerPlan) -> list[Numbered]:
         for seq in range(plan.count)
         for key in plan.keys
     ]
+
+
+def _wait(world: World, plan: ProducerPlan) -> None:
+    world.mq.start(consume=False)
+    print(f"waits for {plan.wait_for}", flush=True)
+    file = Path(plan.history).parent / plan.wait_for
+    while not file.exists():
+        time.sleep(0.01)
 
 
 def _publish(world: World, todo: list[Numbered], plan: ProducerPlan) -> None:
