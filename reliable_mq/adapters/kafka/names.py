@@ -1,0 +1,60 @@
+"""What topics and groups are called on the broker.
+
+topic         the topic of that name
+group         the consumer group of that name
+dead letters  the topic `topic.group.dlq`, with as many partitions
+long retries  the topics `topic.group.retry.<seconds>`, one delay each, read by that group alone
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from reliable_mq.message import DeadLetter, RetryCopy, dead_letter_topic
+
+if TYPE_CHECKING:
+    from reliable_mq.message import Destination, Message
+
+__all__ = ["LADDER", "LONGEST_NAME", "owner_of", "retry_pattern", "retry_topic", "rung", "where"]
+
+#: Characters of a topic's name, and what they may be.
+LONGEST_NAME: Final = 249
+is_legal = re.compile(r"[A-Za-z0-9._-]+").fullmatch
+#: Seconds of the retry topics: at once, then powers of two up to 9.1 hours.
+LADDER: Final[tuple[int, ...]] = (0, *(1 << power for power in range(16)))
+
+
+def rung(seconds: float) -> int:
+    """The step of the ladder for a delay, rounded up; the longest for what is longer."""
+    for step in LADDER:
+        if seconds <= step:
+            return step
+    return LADDER[-1]
+
+
+def retry_topic(topic: str, group: str, step: int) -> str:
+    """Where copies wait that a group gets again after so many seconds."""
+    return f"{topic}.{group}.retry.{step}"
+
+
+def retry_pattern(topic: str, group: str) -> str:
+    """What a group subscribes to for its retries, as librdkafka takes it."""
+    return f"^{re.escape(topic)}\\.{re.escape(group)}\\.retry\\.[0-9]+$"
+
+
+def owner_of(name: str, topics: tuple[str, ...], group: str) -> str:
+    """The topic that a message belongs to which came from the topic `name`."""
+    for topic in topics:
+        if name == topic or name.startswith(f"{topic}.{group}.retry."):
+            return topic
+    return name
+
+
+def where(message: Message, to: Destination) -> str:
+    """The topic that a message is produced to."""
+    if isinstance(to, RetryCopy):
+        return retry_topic(to.topic, to.group, rung(to.delay))
+    if isinstance(to, DeadLetter):
+        return dead_letter_topic(to.topic, to.group)
+    return message.topic

@@ -1,0 +1,68 @@
+"""A Message as a record of Kafka, and back.
+
+    id          header rmq-id             key, body   as they are; no key and a null body stay apart
+    created_at  header rmq-created, and   headers     headers, in order, with duplicates; text
+                the record's timestamp                becomes its UTF-8
+
+A record of another program has the id "topic id/partition/offset": a topic that is made again under
+the same name gives other ids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from reliable_mq.message import PREFIX, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reliable_mq.message import Header
+
+__all__ = ["from_record", "headers_of"]
+
+ID: Final = "rmq-id"
+CREATED: Final = "rmq-created"
+
+
+def headers_of(message: Message, due: str | None = None) -> list[tuple[str, bytes | str]]:
+    """What says the rest of a message; `due`: the value of rmq-not-before."""
+    headers: list[tuple[str, bytes | str]] = [(ID, message.id), (CREATED, repr(message.created_at))]
+    headers += message.headers
+    if due is not None:
+        headers = [pair for pair in headers if pair[0] != "rmq-not-before"]
+        headers.append(("rmq-not-before", due))
+    return headers
+
+
+def from_record(topic: str, topic_id: Callable[[str], str], record: Any) -> Message:
+    """The message of a record. `topic_id` is asked where the record has no id of ours."""
+    id = created = None
+    headers: list[Header] = []
+    for name, value in record.headers() or ():
+        if name == ID:
+            id = _text(value)
+        elif name == CREATED:
+            created = _text(value)
+        else:
+            # Ours are text; whatever else claims to be one is refused by the core.
+            headers.append((name, _text(value) if name.startswith(PREFIX) else value or b""))
+    return Message(
+        id=id or f"{topic_id(record.topic())}/{record.partition()}/{record.offset()}",
+        topic=topic,
+        key=record.key(),
+        body=record.value(),
+        headers=tuple(headers),
+        created_at=_seconds(created, record.timestamp()[1]),
+    )
+
+
+def _text(value: bytes | str | None) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+
+
+def _seconds(created: str | None, timestamp: int) -> float:
+    try:
+        return float(created) if created else timestamp / 1000
+    except ValueError:
+        return timestamp / 1000
