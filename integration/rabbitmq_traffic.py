@@ -182,6 +182,10 @@ class Traffic:
         """How the consumer says that it is."""
         return self.worker.health().consumers[0].state
 
+    def why(self) -> str:
+        """What it says is wrong."""
+        return self.worker.health().consumers[0].why
+
     def declare(self) -> None:
         """Make what is missing, as an operator or the next start of the app does."""
         topology = Topology((TopicSpec(self.topic, groups=(GroupSpec(GROUP),)),))

@@ -257,7 +257,9 @@ class Consumer:
         except ConnectionFailed as error:
             if self._state == "running":
                 log.warning("consumer %s: %s", self.name, error)
-                self._state, self._why = "disconnected", str(error)
+                self._state = "disconnected"
+            if self._state == "disconnected":
+                self._why = str(error)  # each time: first it was cut off, now its login is refused
             self.collect()  # handlers go on, and what they report must not pile up
             self._pause(self._news, RECONNECT if timeout is None else min(timeout, RECONNECT))
 

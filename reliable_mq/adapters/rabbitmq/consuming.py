@@ -52,7 +52,7 @@ class Mailroom(Protocol):
         """The broker has taken these acks."""
 
     def ended(self, why: str, *, cut_off: bool) -> None:
-        """No generation consumes; the next begins by itself. `cut_off`: there is no connection."""
+        """No generation consumes; the next begins by itself. `cut_off`: we cannot get in."""
 
     def gone(self, queue: str) -> None:
         """A queue is not there any more."""
@@ -65,7 +65,7 @@ class Mailroom(Protocol):
 
 
 class Consuming:
-    """`start`, `ack`, `recycle` and `stop` from any thread; all else on the I/O thread.
+    """`start`, `ack`, `recycle`, `resume` and `stop` from any thread; else the I/O thread.
 
     Args:
         queues: Name of each queue, and the topic whose messages it holds.
@@ -92,6 +92,8 @@ class Consuming:
         self._consumers: dict[bytes, str] = {}
         self._waiting_for_answer = False
         self._unanswered: list[int] = []
+        #: Whether the broker has taken us for a member.
+        self._joined = False
         self._failures = 0
         self._missing_since: float | None = None
         self._resting = False
@@ -109,12 +111,16 @@ class Consuming:
         """Tell the broker that these are finished, if that generation still lives."""
         self._link.call(lambda: self._ack(generation, tags))
 
-    def recycle(self, why: str, *, rest: bool = False) -> None:
-        """Give all that is in hand back. `rest`: take nothing new until `resume`."""
-        self._link.call(lambda: self._recycle(why, rest=rest))
+    def recycle(self, why: str) -> None:
+        """Give all that is in hand back."""
+        self._link.call(lambda: self._recycle(why))
+
+    def rest(self, why: str) -> None:
+        """The same on the I/O thread, at once; take nothing new until `resume`."""
+        self._recycle(why, rest=True)
 
     def resume(self) -> None:
-        """Consume again, after a recycle with `rest`."""
+        """Consume again, after a `rest`."""
         self._link.call(self._resume)
 
     def call(self, function: Callable[[], object]) -> None:
@@ -146,6 +152,9 @@ class Consuming:
             self._opening = connection.channel(on_open_callback=self._channel_opened)
 
     def _channel_opened(self, channel: Any) -> None:
+        if channel is not self._opening:
+            channel.close()  # nobody waits for it any more
+            return
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_cancel_callback(lambda _: self._cancelled(channel))
         self._free = False
@@ -168,8 +177,6 @@ class Consuming:
 
     def _consume(self, channel: Any) -> None:
         self._generation += 1
-        self._failures = 0
-        self._missing_since = None
         self._channel, self._opening = channel, None
         self._tags = Tags()
         self._unanswered = []
@@ -180,10 +187,14 @@ class Consuming:
         for queue in self._queues:
             name = channel.basic_consume(queue, self._deliver_from(queue))
             self._consumers[name.encode()] = queue
-        channel.basic_qos(
-            prefetch_count=self._prefetch,
-            callback=lambda _: self._mailroom.joined(free=self._free),
-        )
+        channel.basic_qos(prefetch_count=self._prefetch, callback=self._has_joined)
+
+    def _has_joined(self, _: object) -> None:
+        """Only now: a user without the permission is refused when it consumes, not before."""
+        self._joined = True
+        self._failures = 0
+        self._missing_since = None
+        self._mailroom.joined(free=self._free)
 
     def _deliver_from(self, queue: str) -> Callable[[Any, Any, Any, bytes], None]:
         generation, arrived = self._generation, self._mailroom.arrived
@@ -216,7 +227,7 @@ class Consuming:
             why = error.reply_text
             log.warning("%s: the broker closed the channel: %s", self._link.parameters, why)
             self._is_missing(error.reply_code)
-        self._end(why)
+        self._end(why, cut_off=not self._joined)
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10))
         self._failures += 1
         self._link.later(pause, self._open)
@@ -252,6 +263,7 @@ class Consuming:
 
     def _end(self, why: str, *, cut_off: bool = False) -> None:
         self._channel = self._opening = self._asking = None
+        self._joined = False
         self._mailroom.ended(why, cut_off=cut_off)
 
     # -- acks ----------------------------------------------------------------------------------
