@@ -15,13 +15,16 @@ from reliable_mq.testing.brokers import (
     Broker,
     BrokerFailed,
     Missing,
+    RunningKafka,
     RunningRabbitMQ,
     choose,
+    provide_kafka,
     provide_rabbitmq,
     unavailable,
 )
 from reliable_mq.testing.brokers import __main__ as command
 from reliable_mq.testing.brokers.guard import marked
+from reliable_mq.testing.brokers.kafka_jars import java
 from reliable_mq.testing.brokers.ports import PORTS, free_port
 from reliable_mq.testing.brokers.processes import Processes
 
@@ -77,6 +80,35 @@ def test_a_running_broker_is_not_ours_to_hurt(monkeypatch) -> None:
             fault()
     broker.resume()
     broker.close()
+
+
+def test_a_running_kafka_is_not_ours_to_hurt(monkeypatch) -> None:
+    """The same; and where it is, as librdkafka takes it, is told without its password."""
+    monkeypatch.delenv("RELIABLE_MQ_BROKERS", raising=False)
+    monkeypatch.setenv("RELIABLE_MQ_KAFKA_URL", "kafka://user:secret@127.0.0.1:1,[::1],elsewhere")
+
+    broker = provide_kafka()
+
+    assert isinstance(broker, RunningKafka)
+    assert broker.bootstrap == "127.0.0.1:1,[::1]:9092,elsewhere:9092"
+    assert "secret" not in repr(broker)
+    for fault in (broker.stop, broker.kill, broker.pause):
+        with pytest.raises(Missing, match="RELIABLE_MQ_KAFKA_URL is not ours to stop"):
+            fault()
+    broker.resume()
+    broker.close()
+
+
+def test_a_machine_without_java_says_what_it_takes(monkeypatch, tmp_path) -> None:
+    """No Kafka runs here: the text tells how to have one."""
+    monkeypatch.setenv("RELIABLE_MQ_BROKERS", "process")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    java.cache_clear()
+    try:
+        with pytest.raises(Missing, match=r"takes Java 17 and Maven: .*default-jre-headless maven"):
+            provide_kafka()
+    finally:
+        java.cache_clear()
 
 
 class Scripted(Broker):

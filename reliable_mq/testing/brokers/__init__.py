@@ -1,6 +1,6 @@
 """Real brokers for tests: started, hurt and ended by the test that uses them.
 
-with provide_rabbitmq() as broker:          # a running one, a local process, or a container
+with provide_rabbitmq() as broker:  # provide_kafka(): a running one, a process, or a container
     broker.kill()                   # also stop, pause and resume
     broker.start()                  # the same address, the same data
 
@@ -14,12 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from reliable_mq.testing.brokers.base import Broker, BrokerFailed, Missing
-from reliable_mq.testing.brokers.choice import choose, provide_rabbitmq, unavailable
+from reliable_mq.testing.brokers.choice import choose, provide_kafka, provide_rabbitmq, unavailable
 
 if TYPE_CHECKING:
     from reliable_mq.testing.brokers.certificates import Certificates
     from reliable_mq.testing.brokers.flow import Flow
     from reliable_mq.testing.brokers.kafka import Kafka, RunningKafka
+    from reliable_mq.testing.brokers.kafka_cluster import KafkaCluster
+    from reliable_mq.testing.brokers.kafka_container import KafkaContainer
     from reliable_mq.testing.brokers.kafka_node import KafkaProcess
     from reliable_mq.testing.brokers.proxy import Proxy
     from reliable_mq.testing.brokers.rabbitmq import RabbitMQ, RunningRabbitMQ
@@ -33,6 +35,8 @@ __all__ = [
     "Certificates",
     "Flow",
     "Kafka",
+    "KafkaCluster",
+    "KafkaContainer",
     "KafkaProcess",
     "Missing",
     "Proxy",
@@ -43,6 +47,7 @@ __all__ = [
     "RunningKafka",
     "RunningRabbitMQ",
     "choose",
+    "provide_kafka",
     "provide_rabbitmq",
     "unavailable",
 ]
@@ -51,6 +56,8 @@ _MODULES = {
     "Certificates": "certificates",
     "Flow": "flow",
     "Kafka": "kafka",
+    "KafkaCluster": "kafka_cluster",
+    "KafkaContainer": "kafka_container",
     "KafkaProcess": "kafka_node",
     "Proxy": "proxy",
     "RabbitMQ": "rabbitmq",

@@ -1,4 +1,4 @@
-"""Which RabbitMQ a test run gets: one that runs already, a local process, or a container.
+"""Which RabbitMQ or Kafka a test run gets: one that runs already, a local process, or a container.
 
 What cannot be had is `Missing`, with the remedy in its text. `unavailable` makes of that what a
 test run needs: a loud skip, and a failure with CI=true, where a green run has run everything.
@@ -7,16 +7,19 @@ test run needs: a loud skip, and a failure with CI=true, where a green run has r
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeVar
 
-from reliable_mq.testing.brokers.base import Missing
+from reliable_mq.testing.brokers.base import Broker, Missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from reliable_mq.testing.brokers.kafka import Kafka
     from reliable_mq.testing.brokers.rabbitmq import RabbitMQ
 
-__all__ = ["Provider", "choose", "provide_rabbitmq", "unavailable"]
+__all__ = ["Provider", "choose", "provide_kafka", "provide_rabbitmq", "unavailable"]
+
+B = TypeVar("B", bound=Broker)
 
 Provider = Literal["url", "process", "containers"]
 
@@ -49,20 +52,62 @@ def provide_rabbitmq(provider: Provider | None = None) -> RabbitMQ:
     from reliable_mq.testing.brokers.rabbitmq_container import RabbitMQContainer
     from reliable_mq.testing.brokers.rabbitmq_node import RabbitMQProcess, is_installed
 
-    chosen = provider or choose("rabbitmq", is_installed)
+    return _provide(
+        "RabbitMQ",
+        provider,
+        running=RunningRabbitMQ,
+        process=RabbitMQProcess,
+        container=RabbitMQContainer,
+        installed=is_installed,
+        remedy=(
+            "as root, `apt-get install --no-install-recommends rabbitmq-server`; "
+            "or RELIABLE_MQ_RABBITMQ_URL=amqp://…"
+        ),
+    )
+
+
+def provide_kafka(provider: Provider | None = None) -> Kafka:
+    """A Kafka that is not started yet, from this provider or the one that `choose` finds."""
+    from reliable_mq.testing.brokers.kafka import RunningKafka
+    from reliable_mq.testing.brokers.kafka_container import KafkaContainer
+    from reliable_mq.testing.brokers.kafka_jars import is_installed
+    from reliable_mq.testing.brokers.kafka_node import KafkaProcess
+
+    return _provide(
+        "Kafka",
+        provider,
+        running=RunningKafka,
+        process=KafkaProcess,
+        container=KafkaContainer,
+        installed=is_installed,
+        remedy=(
+            "as root, `apt-get install --no-install-recommends default-jre-headless maven`; "
+            "or RELIABLE_MQ_KAFKA_URL=kafka://…"
+        ),
+    )
+
+
+def _provide(
+    broker: str,
+    provider: Provider | None,
+    *,
+    running: Callable[[str], B],
+    process: Callable[[], B],
+    container: Callable[[], B],
+    installed: Callable[[], bool],
+    remedy: str,
+) -> B:
+    chosen = provider or choose(broker, installed)
     if chosen == "url":
-        return RunningRabbitMQ(os.environ["RELIABLE_MQ_RABBITMQ_URL"])
+        return running(os.environ[f"RELIABLE_MQ_{broker.upper()}_URL"])
     if chosen == "process":
-        return RabbitMQProcess()
+        return process()
     try:
-        return RabbitMQContainer()
+        return container()
     except Missing as error:
-        if provider or os.environ.get("RELIABLE_MQ_BROKERS") or is_installed():
+        if provider or os.environ.get("RELIABLE_MQ_BROKERS") or installed():
             raise
-        msg = (
-            f"there is no RabbitMQ to be had. {error}; or, as root, `apt-get install "
-            "--no-install-recommends rabbitmq-server`; or RELIABLE_MQ_RABBITMQ_URL=amqp://…"
-        )
+        msg = f"there is no {broker} to be had. {error}; or, {remedy}"
         raise Missing(msg) from error
 
 

@@ -83,8 +83,8 @@ def _without_cleaner() -> Iterator[None]:
 class Container(Broker):
     """A broker in a container; subclasses say which image, and how a client sees it ready."""
 
-    #: Where it listens inside.
-    inner_port: ClassVar[int]
+    #: Where it listens inside; 0 is the same port as outside.
+    inner_port: ClassVar[int] = 0
 
     def __init__(self, image: str) -> None:
         check_engine()
@@ -194,7 +194,7 @@ class Container(Broker):
 
         made = DockerContainer(self.image)
         ports: dict[str, Any] = made.ports  # typed for a number; docker also takes an address
-        ports[f"{self.inner_port}/tcp"] = ("127.0.0.1", self.port)
+        ports[f"{self.inner_port or self.port}/tcp"] = ("127.0.0.1", self.port)
         made.with_kwargs(labels={LABEL: RUN})
         self.configure(made)
         return made

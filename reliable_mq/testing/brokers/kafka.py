@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -12,10 +13,15 @@ from reliable_mq.testing.brokers.running import Running
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Kafka", "RunningKafka", "settings_of"]
+__all__ = ["HEAP", "QUICK", "Kafka", "RunningKafka", "settings_of"]
 
 #: Seconds that a client of ours waits for an answer.
 PATIENCE: Final = 3.0
+
+#: Options of Java. It is to be small, and quick to start: a broker that a test kills does not live
+#: to need the second compiler.
+HEAP: Final = ("-Xms64m", "-Xmx256m")
+QUICK: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 LISTENERS: Final = {
     "inter.broker.listener.name": "PLAINTEXT",
@@ -79,12 +85,17 @@ class Kafka(Broker):
         return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
 
     def metadata(self, topic: str | None = None) -> Any:
-        """What a broker knows of all topics, or of this one."""
+        """What a broker knows of all topics, or of this one; `BrokerFailed` where none answers."""
         self._reach()
         admin = self.admin()
-        if topic is None:
-            return admin.list_topics(timeout=PATIENCE)
-        return admin.list_topics(topic, timeout=PATIENCE)
+        from confluent_kafka import KafkaException
+
+        asked = () if topic is None else (topic,)
+        try:
+            return admin.list_topics(*asked, timeout=PATIENCE)
+        except KafkaException as error:
+            msg = f"{self!r} does not tell its topics: {error}"
+            raise BrokerFailed(msg) from error
 
     def create_topic(
         self,
@@ -142,8 +153,10 @@ class Kafka(Broker):
         raise refused or ConnectionRefusedError(self.bootstrap)
 
     def _is_led(self, topic: str, partitions: int) -> bool:
-        found = self.metadata(topic).topics[topic].partitions
-        return len(found) == partitions and all(one.leader >= 0 for one in found.values())
+        with suppress(BrokerFailed):
+            found = self.metadata(topic).topics[topic].partitions
+            return len(found) == partitions and all(one.leader >= 0 for one in found.values())
+        return False
 
 
 class RunningKafka(Running, Kafka):
@@ -159,4 +172,6 @@ class RunningKafka(Running, Kafka):
     def bootstrap(self) -> str:
         """Its addresses; a host without a port has Kafka's usual one."""
         hosts = super().bootstrap.split(",")
-        return ",".join(host if ":" in host else f"{host}:9092" for host in hosts)
+        return ",".join(
+            host if host.rpartition(":")[2].isdigit() else f"{host}:9092" for host in hosts
+        )

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from reliable_mq.testing.brokers.base import BrokerFailed
-from reliable_mq.testing.brokers.kafka import Kafka, settings_of
+from reliable_mq.testing.brokers.kafka import HEAP, QUICK, Kafka, settings_of
 from reliable_mq.testing.brokers.kafka_jars import check_installed, jars, java
 from reliable_mq.testing.brokers.local_process import LocalProcess, new_folder
 
@@ -19,8 +19,8 @@ __all__ = ["JVM", "KafkaProcess"]
 #: The data of nodes of another cluster is refused; ours are told apart by their ports.
 CLUSTER: Final = "MkU3OEVBNTcwNTJENDM2Qk"
 
-#: Quick to start and small: a broker that a test kills does not live to need the second compiler.
-JVM: Final = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+#: Who measures speed gives more.
+JVM: Final = (*HEAP, *QUICK)
 
 ALWAYS: Final = ("-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData", "-Djava.awt.headless=true")
 
@@ -38,9 +38,8 @@ rootLogger.appenderRef.c.ref=C
 class KafkaProcess(LocalProcess, Kafka):
     """One node. What it is lies in its folder: made again there, it is the same broker.
 
-    `settings` are lines of server.properties; `jvm` are options of Java: who measures speed wants
-    more than `JVM`; `keep` lets it outlive this Python; `identity` tells the nodes of a cluster
-    apart.
+    `settings` are lines of server.properties; `jvm` are options of Java; `keep` lets it outlive
+    this Python; `identity` tells the nodes of a cluster apart.
     """
 
     program = "java"
