@@ -11,8 +11,10 @@ import pytest
 from integration.faults import LONG, Run
 from integration.places import OnRabbit
 from reliable_mq.testing.brokers import (
+    KafkaCluster,
     Missing,
     RabbitMQCluster,
+    provide_kafka,
     provide_rabbitmq,
     unavailable,
 )
@@ -23,7 +25,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if LONG:
             item.add_marker(pytest.mark.timeout(1_800))
-        elif any(name.startswith("rabbitmq") for name in wanted(item)):
+        elif any(name.startswith(("rabbitmq", "kafka")) for name in wanted(item)):
             item.add_marker(pytest.mark.timeout(300), append=False)
 
 
@@ -59,6 +61,12 @@ def given(make):
         unavailable(error)
 
 
+def healed(broker):
+    """The broker of the run, whole and in order, whatever the test before left behind."""
+    broker.ensure_up()
+    return broker
+
+
 @pytest.fixture(scope="session")
 def container_of_the_run():
     """One RabbitMQ in a container."""
@@ -74,19 +82,46 @@ def cluster_of_the_module():
 @pytest.fixture
 def rabbitmq(reliable_mq_rabbitmq):
     """A RabbitMQ of the test run: a local process, unless the environment names another."""
-    reliable_mq_rabbitmq.ensure_up()
-    return reliable_mq_rabbitmq
+    return healed(reliable_mq_rabbitmq)
 
 
 @pytest.fixture
 def rabbitmq_container(container_of_the_run):
     """The same in a container."""
-    container_of_the_run.ensure_up()
-    return container_of_the_run
+    return healed(container_of_the_run)
 
 
 @pytest.fixture
 def rabbitmq_cluster(cluster_of_the_module):
-    """A cluster of three, whole and in order."""
-    cluster_of_the_module.ensure_up()
-    return cluster_of_the_module
+    """A cluster of three."""
+    return healed(cluster_of_the_module)
+
+
+@pytest.fixture(scope="session")
+def kafka_container_of_the_run():
+    """One Kafka in a container."""
+    yield from given(lambda: provide_kafka("containers"))
+
+
+@pytest.fixture(scope="module")
+def kafka_cluster_of_the_module():
+    """Three nodes as local processes, until the module ends."""
+    yield from given(KafkaCluster)
+
+
+@pytest.fixture
+def kafka(reliable_mq_kafka):
+    """A Kafka of the test run, as `rabbitmq` is."""
+    return healed(reliable_mq_kafka)
+
+
+@pytest.fixture
+def kafka_container(kafka_container_of_the_run):
+    """The same in a container."""
+    return healed(kafka_container_of_the_run)
+
+
+@pytest.fixture
+def kafka_cluster(kafka_cluster_of_the_module):
+    """A cluster of three."""
+    return healed(kafka_cluster_of_the_module)

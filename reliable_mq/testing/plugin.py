@@ -9,7 +9,7 @@
         mq = ReliableMQ(reliable_mq_broker.url)
         orders = reliable_mq_broker.name("orders")
 
-    def test_a_crash(reliable_mq_rabbitmq):     # one RabbitMQ for the run, to be hurt and healed
+    def test_a_crash(reliable_mq_rabbitmq):     # or reliable_mq_kafka: one for the run, to be hurt
         reliable_mq_rabbitmq.kill()
         reliable_mq_rabbitmq.start()
 
@@ -22,7 +22,7 @@ import contextlib
 import itertools
 import os
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reliable_mq.app import ReliableMQ
-    from reliable_mq.testing.brokers import RabbitMQ
+    from reliable_mq.testing.brokers import Broker, Kafka, RabbitMQ
     from reliable_mq.testing.inmemory import InMemory
+
+    B = TypeVar("B", bound=Broker)
 
 __all__ = ["RealBroker"]
 
@@ -78,10 +80,24 @@ def reliable_mq_rabbitmq() -> Iterator[RabbitMQ]:
 
     What cannot be had skips the test, with the remedy; with CI=true it fails.
     """
-    from reliable_mq.testing.brokers import Missing, provide_rabbitmq, unavailable
+    from reliable_mq.testing.brokers import provide_rabbitmq
+
+    yield from _provided(provide_rabbitmq)
+
+
+@pytest.fixture(scope="session")
+def reliable_mq_kafka() -> Iterator[Kafka]:
+    """One Kafka for the test run, found as `reliable_mq_rabbitmq` is."""
+    from reliable_mq.testing.brokers import provide_kafka
+
+    yield from _provided(provide_kafka)
+
+
+def _provided(provide: Callable[[], B]) -> Iterator[B]:
+    from reliable_mq.testing.brokers import Missing, unavailable
 
     try:
-        with provide_rabbitmq() as broker:
+        with provide() as broker:
             yield broker
     except Missing as error:
         unavailable(error)
