@@ -65,7 +65,7 @@ class Mailroom(Protocol):
 
 
 class Consuming:
-    """`start`, `ack`, `recycle`, `resume` and `stop` from any thread; else the I/O thread.
+    """`start`, `ack`, `recycle` and `stop` from any thread; all else on the I/O thread.
 
     Args:
         queues: Name of each queue, and the topic whose messages it holds.
@@ -111,16 +111,12 @@ class Consuming:
         """Tell the broker that these are finished, if that generation still lives."""
         self._link.call(lambda: self._ack(generation, tags))
 
-    def recycle(self, why: str) -> None:
-        """Give all that is in hand back."""
-        self._link.call(lambda: self._recycle(why))
-
-    def rest(self, why: str) -> None:
-        """The same on the I/O thread, at once; take nothing new until `resume`."""
-        self._recycle(why, rest=True)
+    def recycle(self, why: str, *, rest: bool = False) -> None:
+        """Give all that is in hand back. `rest`: take nothing new until `resume`."""
+        self._link.call(lambda: self._recycle(why, rest=rest))
 
     def resume(self) -> None:
-        """Consume again, after a `rest`."""
+        """Consume again, after a recycle with `rest`."""
         self._link.call(self._resume)
 
     def call(self, function: Callable[[], object]) -> None:
@@ -152,9 +148,6 @@ class Consuming:
             self._opening = connection.channel(on_open_callback=self._channel_opened)
 
     def _channel_opened(self, channel: Any) -> None:
-        if channel is not self._opening:
-            channel.close()  # nobody waits for it any more
-            return
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_cancel_callback(lambda _: self._cancelled(channel))
         self._free = False

@@ -105,18 +105,14 @@ class Mail:
             self._changed.wait_for(lambda: self._settled or not self._up, timeout)
             return self._up
 
-    def take(self, known: int, limit: int) -> list[Arrival]:
-        """At most so many arrivals, the first ones; none where another generation has begun."""
+    def take(self, limit: int) -> list[Arrival]:
+        """At most so many arrivals, the first ones."""
         with self._changed:
-            if known != self._generation:
-                return []
             return [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
 
-    def take_settled(self, known: int) -> list[int]:
-        """Tags of the acks that the broker has taken, of this generation."""
+    def take_settled(self) -> list[int]:
+        """Tags of the acks that the broker has taken."""
         with self._changed:
-            if known != self._generation:
-                return []
             settled, self._settled = self._settled, []
         return settled
 
@@ -180,12 +176,9 @@ class Mail:
         with self._changed:
             silence = self._clock.monotonic() - self._polled_at
             silent = self._up and silence > self._lease_timeout
+            self._expired = self._expired or silent
         if silent:
             self._on_silence()
-            # Only now: whoever is told resumes, and that has to come behind the rest.
-            with self._changed:
-                self._expired = True
-                self._changed.notify_all()
 
     def _forget(self) -> None:
         # What came on a channel that has ended comes again, and its acks are void.
