@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import closing, contextmanager
 from functools import cache
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -22,8 +23,9 @@ from reliable_mq.adapters.rabbitmq.wire import properties_of
 from reliable_mq.testing.brokers import provide_rabbitmq
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from benchmarks.harness import Series
     from reliable_mq.message import Message
 
 QUEUE = f"{TOPIC}.{GROUP}"
@@ -71,6 +73,12 @@ def left() -> int:
     with closing(BlockingConnection(pika.URLParameters(url()))) as connection:
         answer = connection.channel().queue_declare(QUEUE, passive=True)
         return int(answer.method.message_count)
+
+
+def by_rounds(series: Mapping[str, Series], one: str, other: str) -> float:
+    """The median of the ratios of each round: what changed between rounds does not show in it."""
+    pairs = zip(series[one].samples, series[other].samples, strict=True)
+    return round(median(mine.value / theirs.value for mine, theirs in pairs), 3)
 
 
 def _delete() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import rabbitmq_raw as raw
 from benchmarks.harness import Bench, Counts, Floor, Meter, Result, Sample, scenario
-from benchmarks.rabbitmq import KEYS, QUEUE, fill, fresh_queue, left
+from benchmarks.rabbitmq import KEYS, QUEUE, by_rounds, fill, fresh_queue, left
 from benchmarks.workload import GROUP, STUCK_SECONDS, TOPIC, count, messages_of, note, round_robin
 from reliable_mq import Limits, ReliableMQ
 
@@ -49,7 +49,11 @@ def consume(bench: Bench) -> Result:
         Floor("ratio", ">=", 0.70),
         series,
         cpu_us=series["ours"].cpu_us,
-        detail={"limit_cpu_us": round(series["limit"].cpu_us, 1), "not_installed": missing},
+        detail={
+            "ratio_by_rounds": by_rounds(series, "ours", "limit"),
+            "limit_cpu_us": round(series["limit"].cpu_us, 1),
+            "not_installed": missing,
+        },
     )
 
 

@@ -7,6 +7,7 @@ over the others. What is not installed (dependency group `bench-peers`) is left 
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import closing
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -119,8 +120,13 @@ def headers(message: Message) -> dict[str, str]:
 
 def installed(*peers: Peer) -> tuple[dict[str, Peer], list[str]]:
     """By name those that can be measured here, and the names of those that cannot."""
-    here = {one.__name__.replace("_", "-"): one for one in peers if find_spec(one.__name__)}
+    here = {one.__name__.replace("_", "-"): one for one in peers if _is_there(one.__name__)}
     return here, [one.__name__ for one in peers if one not in here.values()]
+
+
+def _is_there(name: str) -> bool:
+    # kombu, once imported, is a module that find_spec does not understand.
+    return name in sys.modules or find_spec(name) is not None
 
 
 def _one_by_one(send: Callable[[Message], object], messages: Sequence[Message]) -> Meter:

@@ -10,7 +10,7 @@ import pika
 from benchmarks import rabbitmq_peers as peers
 from benchmarks import rabbitmq_raw as raw
 from benchmarks.harness import Bench, Floor, Meter, Result, Sample, scenario
-from benchmarks.rabbitmq import KEYS, fresh_queue, stored
+from benchmarks.rabbitmq import KEYS, by_rounds, fresh_queue, stored
 from benchmarks.workload import GROUP, TOPIC, messages_of, round_robin
 from reliable_mq import ReliableMQ
 
@@ -62,7 +62,9 @@ def confirmed(bench: Bench, case: str) -> Result:
         cpu_us=series["ours"].cpu_us,
         detail={
             "times_blocking": round(times, 1),
+            "times_blocking_by_rounds": by_rounds(series, "ours", "BlockingConnection"),
             "times_blocking_met": None if bench.quick else times >= TIMES_BLOCKING,
+            "ratio_by_rounds": by_rounds(series, "ours", "limit"),
             "submit": round(series["ours, submit"].value),
             "encoded": round(ceiling),
             "ratio_encoded": round(value / ceiling, 3),
