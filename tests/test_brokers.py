@@ -24,7 +24,7 @@ from reliable_mq.testing.brokers import (
 )
 from reliable_mq.testing.brokers import __main__ as command
 from reliable_mq.testing.brokers.guard import marked
-from reliable_mq.testing.brokers.kafka_jars import java
+from reliable_mq.testing.brokers.kafka_jars import forget
 from reliable_mq.testing.brokers.ports import PORTS, free_port
 from reliable_mq.testing.brokers.processes import Processes
 
@@ -103,12 +103,12 @@ def test_a_machine_without_java_says_what_it_takes(monkeypatch, tmp_path) -> Non
     """No Kafka runs here: the text tells how to have one."""
     monkeypatch.setenv("RELIABLE_MQ_BROKERS", "process")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    java.cache_clear()
+    forget()
     try:
         with pytest.raises(Missing, match=r"takes Java 17 and Maven: .*default-jre-headless maven"):
             provide_kafka()
     finally:
-        java.cache_clear()
+        forget()
 
 
 class Scripted(Broker):

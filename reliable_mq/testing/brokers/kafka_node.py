@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING, Final
 
 from reliable_mq.testing.brokers.base import BrokerFailed
 from reliable_mq.testing.brokers.kafka import HEAP, QUICK, Kafka, settings_of
-from reliable_mq.testing.brokers.kafka_jars import check_installed, jars, java
+from reliable_mq.testing.brokers.kafka_jars import archive, check_installed, jars, java
 from reliable_mq.testing.brokers.local_process import LocalProcess, new_folder
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class KafkaProcess(LocalProcess, Kafka):
         self._settings |= settings or {}
         self._jvm = (*jvm, *ALWAYS)
         self._jars = jars()
+        self._archive = archive()
 
     @property
     def url(self) -> str:
@@ -80,7 +82,7 @@ class KafkaProcess(LocalProcess, Kafka):
         if self._processes.pids():
             return
         configuration = self._write_configuration()
-        run = [*self._java(self._jvm), "kafka.Kafka", str(configuration)]
+        run = [*self._java(self._jvm), *self._keeps_classes(), "kafka.Kafka", str(configuration)]
         if not (self.folder / "data" / "meta.properties").exists():
             lay_out = [*self._java(JVM), "kafka.tools.StorageTool", "format", "--ignore-formatted"]
             lay_out += ["-t", CLUSTER, "-c", str(configuration)]
@@ -91,6 +93,15 @@ class KafkaProcess(LocalProcess, Kafka):
             key: value for key, value in os.environ.items() if not key.startswith("KAFKA_")
         }
         self._processes.spawn(run, environment, self.log_file)
+
+    def stop(self) -> None:
+        """End it as `systemctl stop` does."""
+        super().stop()
+        written = self.folder / "classes.jsa"
+        if written.exists():
+            whole = self._archive.with_suffix(f".{os.getpid()}")
+            shutil.move(written, whole)
+            whole.replace(self._archive)  # others may read it: never a part of it
 
     def probe(self) -> None:
         """Ask it for its topics: it is one of the nodes that serve, and each partition is led."""
@@ -112,7 +123,15 @@ class KafkaProcess(LocalProcess, Kafka):
 
     def _java(self, options: Sequence[str]) -> list[str]:
         logging = f"-Dlog4j2.configurationFile=file:{self.folder / 'log4j2.properties'}"
-        return [java(), *options, logging, "-cp", f"{self._jars}/*"]
+        classes = ["-cp", f"{self._jars}/*"]
+        if self._archive.exists():
+            classes += [f"-XX:SharedArchiveFile={self._archive}", "-Xlog:cds=off"]
+        return [java(), *options, logging, *classes]
+
+    def _keeps_classes(self) -> list[str]:
+        if self._archive.exists():
+            return []
+        return [f"-XX:ArchiveClassesAtExit={self.folder / 'classes.jsa'}", "-Xlog:cds=off"]
 
     def _write_configuration(self) -> Path:
         (self.folder / "log4j2.properties").write_text(LOGGING)
