@@ -52,7 +52,12 @@ def texts(caplog):
     for record in records:  # pika's own, too
         trace = traceback.format_exception(*record.exc_info) if record.exc_info else []
         found += [record.getMessage(), repr(record.args), *trace]
-    for text in found:
+    no_secret(found)
+
+
+def no_secret(texts) -> None:
+    """None of these has a canary in it."""
+    for text in texts:
         assert "canary" not in text, text
 
 
@@ -69,6 +74,16 @@ def refused(texts, url, kind=ConnectionFailed) -> str:
     with pytest.raises(kind) as raised:
         transport.ensure(Topology())
     return told(texts, raised.value)
+
+
+def test_a_secret_that_is_told_is_found(caplog):
+    """Control: what pika connects with, told with all that it is."""
+    transport = RabbitTransport(f"amqp://{USER}:{CANARY}@localhost/")
+    logging.getLogger("reliable_mq").debug("connecting")
+    credentials = transport._parameters.nodes[0].credentials
+
+    with pytest.raises(AssertionError, match="canary"):
+        no_secret([str(vars(credentials))])
 
 
 # -- passwords ---------------------------------------------------------------------------------
