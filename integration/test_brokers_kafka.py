@@ -44,7 +44,8 @@ def new_topic(broker) -> str:
 
 def client(broker, **more):
     """Settings of a client that says nothing when its broker is gone."""
-    return {"bootstrap.servers": broker.bootstrap, "log_level": 0, **more}
+    bootstrap = broker.url.removeprefix("kafka://")
+    return {"bootstrap.servers": bootstrap, "log_level": 0, **more}
 
 
 class Publisher:
@@ -127,6 +128,22 @@ def test_a_pause_is_silence(node) -> None:
 
     assert patient.publish(topic, b"after") is None
     assert read(node, topic)[-1] == b"after"
+
+
+def test_nobody_gets_around_its_proxy(node) -> None:
+    """Clients that came by the proxy are told it again: a cut hits them, and the node is well."""
+    topic = new_topic(node)
+    with node.proxy() as proxy:
+        patient = Publisher(proxy)
+        assert patient.publish(topic, b"before") is None
+
+        proxy.cut()
+
+        assert Publisher(proxy, within=1.0).publish(topic, b"never sent") is not None
+        assert node.is_up()
+        proxy.restore()
+        assert patient.publish(topic, b"after") is None
+    assert read(node, topic) == [b"before", b"after"]
 
 
 # -- topics ------------------------------------------------------------------------------------

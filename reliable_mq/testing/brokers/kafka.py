@@ -26,7 +26,7 @@ QUICK: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 LISTENERS: Final = {
     "inter.broker.listener.name": "PLAINTEXT",
     "controller.listener.names": "CONTROLLER",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXY:PLAINTEXT,CONTROLLER:PLAINTEXT",
 }
 
 #: Small, and quick to notice who is gone: a killed node cannot come back before its session ends.
@@ -162,8 +162,8 @@ class Kafka(Broker):
 class RunningKafka(Running, Kafka):
     """One that somebody else runs: it can be used, but not hurt.
 
-    Its nodes tell clients their own addresses, so that a `Proxy` in front of it stands before the
-    first connection only.
+    Its nodes tell clients where to go: a `Proxy` in front of it has their first connection only,
+    unless it sits on the address that they tell.
     """
 
     variable = "RELIABLE_MQ_KAFKA_URL"

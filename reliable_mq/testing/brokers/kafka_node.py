@@ -10,6 +10,7 @@ from reliable_mq.testing.brokers.base import BrokerFailed
 from reliable_mq.testing.brokers.kafka import HEAP, QUICK, Kafka, settings_of
 from reliable_mq.testing.brokers.kafka_jars import archive, check_installed, jars, java
 from reliable_mq.testing.brokers.local_process import LocalProcess, new_folder
+from reliable_mq.testing.brokers.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,13 +60,13 @@ class KafkaProcess(LocalProcess, Kafka):
         super().__init__(
             folder or new_folder("kafka"),
             name=f"kafka{identity}",
-            more_ports=("controller_port",),
+            more_ports=("controller", "behind", "proxy"),
             prefer_port=prefer_port,
             keep=keep,
         )
         self.identity = identity
         #: Where it answers the other nodes, as each of them has to know it.
-        self.voter = f"{identity}@127.0.0.1:{self._plan['controller_port']}"
+        self.voter = f"{identity}@127.0.0.1:{self._plan['controller']}"
         self._settings = settings_of(1) | {"controller.quorum.voters": self.voter}
         self._settings |= settings or {}
         self._jvm = (*jvm, *ALWAYS)
@@ -103,6 +104,13 @@ class KafkaProcess(LocalProcess, Kafka):
             shutil.move(written, whole)
             whole.replace(self._archive)  # others may read it: never a part of it
 
+    def proxy(self) -> Proxy:
+        """A proxy that clients of its `url` do not get around; one at a time.
+
+        Kafka tells clients where to go. Behind this one it has a listener that names the proxy.
+        """
+        return Proxy(f"kafka://127.0.0.1:{self._plan['behind']}", port=int(self._plan["proxy"]))
+
     def probe(self) -> None:
         """Ask it for its topics: it is one of the nodes that serve, and each partition is led."""
         found = self.metadata()
@@ -135,11 +143,12 @@ class KafkaProcess(LocalProcess, Kafka):
 
     def _write_configuration(self) -> Path:
         (self.folder / "log4j2.properties").write_text(LOGGING)
-        clients = f"PLAINTEXT://127.0.0.1:{self.port}"
+        clients = f"PLAINTEXT://127.0.0.1:{self.port},PROXY://127.0.0.1"
+        controller = f"CONTROLLER://127.0.0.1:{self._plan['controller']}"
         lines = {
             "node.id": str(self.identity),
-            "listeners": f"{clients},CONTROLLER://127.0.0.1:{self._plan['controller_port']}",
-            "advertised.listeners": clients,
+            "listeners": f"{clients}:{self._plan['behind']},{controller}",
+            "advertised.listeners": f"{clients}:{self._plan['proxy']}",
             "log.dirs": str(self.folder / "data"),
         }
         lines |= self._settings
