@@ -134,6 +134,51 @@ def test_an_unsafe_queue_is_refused_with_the_remedy(rabbitmq, names, arguments, 
     mq.stop()
 
 
+def test_long_names_and_shared_queues(rabbitmq, names):
+    """A name of 200 characters is consumed; two groups whose queue would be one are refused."""
+    _, topic = names
+    long = topic + "x" * 150
+    mq = ReliableMQ(rabbitmq.url)
+    got = []
+
+    @mq.consumer(long, group="billing")
+    def bill(order: dict) -> None:
+        got.append(order)
+
+    with mq:
+        mq.publish(long, {"n": 1})
+        until(lambda: got == [{"n": 1}], "the message")
+    both = (
+        TopicSpec(topic, groups=(GroupSpec("b.c"),)),
+        TopicSpec(f"{topic}.b", groups=(GroupSpec("c"),)),
+    )
+    with pytest.raises(ConfigurationError, match="would belong to"):
+        RabbitTransport(rabbitmq.url).ensure(Topology(both))
+
+
+def test_who_may_not_configure_consumes_what_is_there(rabbitmq, names):
+    """Such a user checks what he can see, and publishes and consumes."""
+    if not rabbitmq.controlled:
+        pytest.skip("NOT TESTED: users of this broker cannot be made")
+    _, topic = names
+    spec = TopicSpec(topic, groups=(GroupSpec("billing"),))
+    RabbitTransport(rabbitmq.url).ensure(Topology((spec,)))
+    user = f"least-{topic}"
+    rabbitmq.ctl("add_user", user, "word")
+    rabbitmq.ctl("set_permissions", "-p", "/", user, "", ".*", ".*")
+    mq = ReliableMQ(rabbitmq.url.replace("guest:guest", f"{user}:word"), topology="check")
+    got = []
+    mq.topic(topic, groups=("billing",))
+
+    @mq.consumer(topic, group="billing")
+    def bill(order: dict) -> None:
+        got.append(order)
+
+    with mq:
+        mq.publish(topic, {"n": 1})
+        until(lambda: got == [{"n": 1}], "the message")
+
+
 def test_differences_are_listed_and_nothing_is_altered(rabbitmq, names):
     """Each argument that is not as declared, with both values; "check" makes nothing."""
     _, topic = names

@@ -132,7 +132,7 @@ class Confirmation:
                 return
             try:
                 callback(self)
-            except Exception:
+            except BaseException:  # this is a publisher's thread, which others depend on
                 log.exception("a callback of message %s failed", self.message.id)
 
 
@@ -249,7 +249,8 @@ class Confirmations:
 
     def _wait_for_one(self, seconds: float) -> None:
         """Until the oldest that is on its way has ended, or so long."""
-        for confirmation in self._confirmations[self._ended_before :]:
+        while self._ended_before < len(self._confirmations):  # no slice: it would copy thousands
+            confirmation = self._confirmations[self._ended_before]
             if not confirmation.done():
                 ended = threading.Event()
                 confirmation.add_done_callback(_setter(ended))

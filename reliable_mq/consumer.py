@@ -255,6 +255,7 @@ class Consumer:
         try:
             self.step(timeout)
         except ConnectionFailed as error:
+            self._last_poll = self._clock.monotonic()  # it goes round: no reason to end the process
             if self._state == "running":
                 log.warning("consumer %s: %s", self.name, error)
                 self._state = "disconnected"

@@ -5,7 +5,7 @@
 
 Neither is created or altered. What is ours beside them is: the dead letters of a group
 (`billing-q.<group>.dlq`), the delay queues of its retries, and, for a group that consumes from an
-Exchange, its queue `shop.<group>`, bound with the routing key.
+Exchange, its queue `shop.order.paid.<group>`, bound with the routing key.
 """
 
 from __future__ import annotations

@@ -129,6 +129,8 @@ def open_transport(url: str, *, clock: Clock) -> Transport:
 def shown(url: str) -> str:
     """A URL fit for a text: without user, password and options."""
     parts = urlsplit(url)
+    if parts.fragment or "@" in parts.path + parts.query:
+        return f"{parts.scheme}://…"  # a password that is not encoded may stand anywhere
     host = parts.netloc.rpartition("@")[2]
     secret = "***@" if "@" in parts.netloc else ""
     return f"{parts.scheme}://{secret}{host}{parts.path}"

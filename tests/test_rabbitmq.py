@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 
 from reliable_mq.adapters.rabbitmq import RabbitTransport
 from reliable_mq.adapters.rabbitmq.arguments import delay_arguments, queue_arguments
+from reliable_mq.adapters.rabbitmq.inspection import may_discard
 from reliable_mq.adapters.rabbitmq.link import cause_of
-from reliable_mq.adapters.rabbitmq.names import LADDER, Address, Route, address_of, rung
+from reliable_mq.adapters.rabbitmq.names import (
+    LADDER,
+    Address,
+    Route,
+    address_of,
+    delay_queue,
+    place_of,
+    queue_of,
+    rung,
+)
 from reliable_mq.adapters.rabbitmq.parameters import parse
 from reliable_mq.adapters.rabbitmq.properties import by_pika, read
 from reliable_mq.adapters.rabbitmq.tags import Tags
@@ -193,7 +203,7 @@ def test_addresses():
     assert address_of(message, DeadLetter("orders", "g")) == Address("", "orders.g.dlq")
     delayed = Route(Address("", "orders.g"), 8).first()
     assert delayed == Address("", "orders.g.delay.8")
-    assert Route(Address("orders", "orders"), 8).first() == Address("", "orders.all.delay.8")
+    assert Route(Address("orders", "orders"), 8).first() == Address("", "orders:.delay.8")
     with pytest.raises(PublishRejected, match="too long a name"):
         address_of(message, RetryCopy("t" * 200, "g" * 50))
 
@@ -231,6 +241,9 @@ def test_a_url_is_read():
         ("amqp://u:secret@h:port/", "no host and port"),
         ("amqps://u:secret@h/?cafile=/nowhere.pem", "cannot be read"),
         ("amqps://u:secret@h/?verify=perhaps", "'yes' or 'no'"),
+        ("amqp://u:my/secret@h/vhost", "percent encoding"),
+        ("amqp://u:my?secret@h/vhost", "percent encoding"),
+        ("amqp://u:my#secret@h/vhost", "percent encoding"),
     ],
 )
 def test_bad_urls_are_refused_without_their_secrets(url, text):
@@ -294,6 +307,43 @@ def test_the_one_that_closes_the_channel_is_found():
     assert window.next() is not None, "careful for ever"
 
 
+@pytest.mark.parametrize("ending", ["overdue", "refused"])
+def test_care_ends_with_what_it_was_for(ending):
+    """Also where that is never sent again."""
+    window = Window(10)
+    one, other = entry(1), entry(2)
+    one.deadline = other.deadline = 5.0
+    window.take([one, other])
+    while window.next():
+        pass
+    assert window.be_careful() is None
+    window.lost()
+    if ending == "overdue":
+        assert window.overdue(6.0) == [one, other]
+    else:
+        one.route = other.route = Route(Address("gone", "gone"))
+        assert window.next() is None
+        assert window.refuse(one.route) == [one, other]
+    window.take([entry(3), entry(4)])
+    assert [window.next() is not None for _ in range(2)] == [True, True]
+
+
+def test_a_route_that_gets_known_meanwhile_lets_nothing_overtake():
+    """What waits for the answer goes first."""
+    known = set()
+    window = Window(10, known)
+    route = Route(Address("t", "t"))
+    first, second = entry(1), entry(2)
+    first.route = second.route = route
+    window.take([first])
+    assert window.next() is None
+    known.add(route)
+    window.take([second])
+    assert window.next() is None
+    window.answer(route)
+    assert [window.next(), window.next()] == [first, second]
+
+
 def test_a_return_names_the_first_on_its_way():
     """Two with one id and address: the first one, and once only."""
     window = Window(10)
@@ -305,6 +355,34 @@ def test_a_return_names_the_first_on_its_way():
     first.over = True
     assert window.find("1", "t", "t") is second
     assert window.find("1", "other", "t") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "release", "safe"),
+    [
+        ({"x-queue-type": "quorum"}, 3, True),
+        ({"x-queue-type": "quorum"}, 4, False),
+        ({"x-queue-type": "quorum", "x-dead-letter-exchange": "dlx"}, 4, True),
+        ({"x-delivery-limit": 5}, 3, False),
+        ({"auto_delete": True}, 3, False),
+        ({"exclusive": True}, 3, False),
+        ({"durable": False}, 3, False),
+        ({"x-expires": 1000}, 3, False),
+        ({"x-max-length": 10, "x-overflow": "reject-publish"}, 3, True),
+    ],
+)
+def test_queues_that_may_discard(arguments, release, safe):
+    """What is attached to has to keep what it has."""
+    assert (may_discard(arguments, release) == "") == safe
+
+
+def test_names_of_two_places_never_meet():
+    """Routing keys of one exchange, and delays beside groups, have queues of their own."""
+    paid, lost = "exchange:shop:paid", "exchange:shop:lost"
+    assert queue_of(paid, "mail") != queue_of(lost, "mail")
+    delayed = {delay_queue(place_of(one).address, 4) for one in (paid, lost, "shop", "shop.all")}
+    delayed |= {delay_queue(Address("", queue_of("shop", group)), 4) for group in ("all", "paid")}
+    assert len(delayed) == 6
 
 
 def test_a_missing_route_refuses_what_waits_for_it():

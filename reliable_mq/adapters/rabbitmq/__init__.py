@@ -103,7 +103,7 @@ class RabbitTransport:
             queues,
             on_revoke,
             self._clock,
-            prefetch=min(prefetch, LARGEST_PREFETCH),
+            prefetch=max(1, min(prefetch // len(queues), LARGEST_PREFETCH)),
             max_hold=options.consumer_timeout * MARGIN,
             one_at_a_time=subscribe.order != "none",
             pass_on=lambda message, queue, due: self._pass_on(

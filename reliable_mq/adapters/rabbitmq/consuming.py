@@ -36,7 +36,7 @@ MISSING: Final = 10.0
 #: Seconds for which acks are gathered before the broker is asked whether it has them.
 ANSWER: Final = 0.01
 #: Seconds between two looks at the queues while nothing comes.
-LOOK: Final = 1.0
+LOOK: Final = 0.25
 
 
 class Mailroom(Protocol):
@@ -65,7 +65,7 @@ class Mailroom(Protocol):
 
 
 class Consuming:
-    """`start`, `ack`, `recycle` and `stop` from any thread; all else on the I/O thread.
+    """`start`, `ack`, `recycle`, `resume` and `stop` from any thread; else the I/O thread.
 
     Args:
         queues: Name of each queue, and the topic whose messages it holds.
@@ -97,6 +97,8 @@ class Consuming:
         self._failures = 0
         self._missing_since: float | None = None
         self._resting = False
+        #: Which chain of ticks counts: there is another one when a timer may be lost.
+        self._ticks = 0
         #: Whether a queue has no other consumer, as far as it was asked.
         self._free = False
         #: The queue that is asked for, while none is consumed.
@@ -105,18 +107,22 @@ class Consuming:
     def start(self) -> None:
         """Connect, and consume as soon as that is done. Raises RuntimeError: no more threads."""
         self._link.start()
-        self._link.call(self._tick)
+        self._link.call(lambda: self._tick(0))
 
     def ack(self, generation: int, tags: Sequence[int]) -> None:
         """Tell the broker that these are finished, if that generation still lives."""
         self._link.call(lambda: self._ack(generation, tags))
 
-    def recycle(self, why: str, *, rest: bool = False) -> None:
-        """Give all that is in hand back. `rest`: take nothing new until `resume`."""
-        self._link.call(lambda: self._recycle(why, rest=rest))
+    def recycle(self, why: str) -> None:
+        """Give all that is in hand back."""
+        self._link.call(lambda: self._recycle(why))
+
+    def rest(self, why: str) -> None:
+        """The same on the I/O thread, at once; take nothing new until `resume`."""
+        self._recycle(why, rest=True)
 
     def resume(self) -> None:
-        """Consume again, after a recycle with `rest`."""
+        """Consume again, after a `rest`."""
         self._link.call(self._resume)
 
     def call(self, function: Callable[[], object]) -> None:
@@ -139,6 +145,14 @@ class Consuming:
         """See Peer.closed."""
         self._end(cause_of(error), cut_off=True)
 
+    def shaken(self) -> None:
+        """See Peer.shaken."""
+        self._ticks += 1
+        self._tick(self._ticks)
+        self._waiting_for_answer = False
+        self._ask_for_answer()
+        self._open()
+
     # -- channels ------------------------------------------------------------------------------
 
     def _open(self) -> None:
@@ -148,6 +162,9 @@ class Consuming:
             self._opening = connection.channel(on_open_callback=self._channel_opened)
 
     def _channel_opened(self, channel: Any) -> None:
+        if channel is not self._opening:
+            channel.close()  # nobody waits for it any more
+            return
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_cancel_callback(lambda _: self._cancelled(channel))
         self._free = False
@@ -296,9 +313,10 @@ class Consuming:
 
     # -- looking -------------------------------------------------------------------------------
 
-    def _tick(self) -> None:
-        self._link.later(LOOK / 4, self._tick)
-        self._mailroom.look()
+    def _tick(self, chain: int) -> None:
+        if chain == self._ticks:
+            self._link.later(LOOK, lambda: self._tick(chain))
+            self._mailroom.look()
 
 
 def _keep_consumers(channel: Any) -> None:

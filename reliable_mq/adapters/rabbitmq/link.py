@@ -43,6 +43,9 @@ class Peer(Protocol):
     def closed(self, error: BaseException) -> None:
         """It is gone, or an attempt failed: `error` says why."""
 
+    def shaken(self) -> None:
+        """A callback failed, and timers that were due with it may be forgotten: set them again."""
+
 
 class Link:
     """`call`, `start` and `stop` from any thread; all else on the I/O thread."""
@@ -105,15 +108,11 @@ class Link:
             while True:
                 try:
                     self.loop.start()
-                except Exception as error:  # a bug of ours must not end the thread: a hang
+                except BaseException as error:  # a bug of ours must not end the thread: a hang
                     if self._hung_up:
                         return  # pika asks why its socket is gone
                     log.exception("%s: an I/O callback failed", self.parameters)
-                    if self.connection is None and self._pending is not None:
-                        # Perhaps pika's own: where there is no thread left to look a name up, an
-                        # attempt fails and nobody is told. So it counts as failed here.
-                        self._failed(self._pending, error)
-                    self.reconnect("an I/O callback failed")
+                    self._recover(error)
                 else:
                     return
         finally:
@@ -121,8 +120,24 @@ class Link:
                 self._stopping = True
                 self.loop.close()
 
+    def _recover(self, error: BaseException) -> None:
+        """A callback failed, of ours or of pika's: go on with another connection."""
+        try:
+            if self.connection is not None:
+                self.reconnect("an I/O callback failed")
+            else:
+                # Where there is no thread left to look a name up, pika's attempt fails and nobody
+                # is told; or the timer for the next attempt went with the callback.
+                self._pending = None
+                self._failed(None, error)
+            self._peer.shaken()
+        except Exception:  # pika would not even close it: leave it to its heartbeat
+            log.exception("%s: a connection cannot be closed", self.parameters)
+            self._pending = None
+            self._failed(None, error)
+
     def _connect(self) -> None:
-        if self._stopping:
+        if self._stopping or self._pending is not None:
             return
         nodes = self.parameters.nodes
         node = nodes[self._node % len(nodes)]

@@ -105,14 +105,18 @@ class Mail:
             self._changed.wait_for(lambda: self._settled or not self._up, timeout)
             return self._up
 
-    def take(self, limit: int) -> list[Arrival]:
-        """At most so many arrivals, the first ones."""
+    def take(self, known: int, limit: int) -> list[Arrival]:
+        """At most so many arrivals, the first ones; none where another generation has begun."""
         with self._changed:
+            if known != self._generation:
+                return []
             return [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
 
-    def take_settled(self) -> list[int]:
-        """Tags of the acks that the broker has taken."""
+    def take_settled(self, known: int) -> list[int]:
+        """Tags of the acks that the broker has taken, of this generation."""
         with self._changed:
+            if known != self._generation:
+                return []
             settled, self._settled = self._settled, []
         return settled
 
@@ -176,9 +180,12 @@ class Mail:
         with self._changed:
             silence = self._clock.monotonic() - self._polled_at
             silent = self._up and silence > self._lease_timeout
-            self._expired = self._expired or silent
         if silent:
             self._on_silence()
+            # Only now: whoever is told resumes, and that has to come behind the rest.
+            with self._changed:
+                self._expired = True
+                self._changed.notify_all()
 
     def _forget(self) -> None:
         # What came on a channel that has ended comes again, and its acks are void.

@@ -91,7 +91,8 @@ def place_of(topic: str) -> Place:
         return Place(rest, Address("", rest), queue=rest, ours=False, unsafe=unsafe)
     if kind == "exchange" and rest:
         exchange, _, key = rest.partition(":")
-        return Place(exchange, Address(exchange, key), binding=key, ours=False)
+        base = f"{exchange}.{key}" if key else exchange
+        return Place(base, Address(exchange, key), binding=key, ours=False)
     return Place(topic, Address(topic, topic))
 
 
@@ -134,5 +135,7 @@ def rung(seconds: float) -> int:
 
 def delay_queue(address: Address, step: int) -> str:
     """The queue where a message waits so many seconds before it goes to this address."""
-    scope = f"{address.exchange}.all" if address.exchange else address.routing_key
+    exchange, key = address.exchange, address.routing_key
+    # A colon: no group, and no other routing key, has the same.
+    scope = f"{exchange}:{'' if key == exchange else key}" if exchange else key
     return f"{scope}.delay.{step}"

@@ -83,6 +83,12 @@ def parse(url: str) -> Parameters:
     """
     parts = urlsplit(url)
     login, _, where = parts.netloc.rpartition("@")
+    if parts.fragment or "@" in parts.path + parts.query:
+        msg = (
+            f"{parts.scheme}://…: a user or password with one of / ? # @ has to be written in "
+            "percent encoding, as %2F %3F %23 %40"
+        )
+        raise ConfigurationError(msg)
     text = f"{parts.scheme}://{'***@' if login else ''}{where}{parts.path}"
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     allowed = (*NUMBERS, *FILES, *OTHERS)

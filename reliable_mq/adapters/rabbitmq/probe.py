@@ -88,5 +88,5 @@ class Probe:
     def _done(self, why: str) -> None:
         route = self._questions.popleft()
         self._asked.discard(route)
+        self._next()  # first: who hears the answer may ask again
         self._answer(route, why)
-        self._next()

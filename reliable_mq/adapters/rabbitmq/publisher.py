@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -115,9 +116,11 @@ class RabbitPublisher:
                 return []
             if not link.on_its_thread():  # from a callback there is nothing to wait for
                 self._changed.wait_for(lambda: not self._open, max(0.0, timeout))
-        if link.on_its_thread():
-            return self._give_up()
         rest: list[Message] = []
+        if link.on_its_thread():
+            rest += self._give_up()
+            link.stop(0.0)
+            return rest
         given_up = threading.Event()
 
         def give_up() -> None:
@@ -170,7 +173,7 @@ class RabbitPublisher:
     def _properties(self, message: Message, due: float | None) -> Properties:
         try:
             return properties_of(message, due)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
             text = f"message {message.id!r} cannot be sent: {type(error).__name__} in its envelope"
             raise PublishRejected(text, message) from error
 
@@ -209,6 +212,11 @@ class RabbitPublisher:
         self._channel = None
         self._reason = cause_of(error)
         self._window.lost()
+        self._tick()
+
+    def shaken(self) -> None:
+        """See Peer.shaken."""
+        self._timer = None
         self._tick()
 
     def ready(self) -> None:

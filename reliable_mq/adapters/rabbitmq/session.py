@@ -33,6 +33,13 @@ class Session:
             self._channel = self._connection.channel()
         return self._channel
 
+    @property
+    def release(self) -> int:
+        """The first number of the broker's version; 0: it does not say."""
+        version = str(self._connection._impl.server_properties.get("version", ""))  # noqa: SLF001
+        first = version.partition(".")[0]
+        return int(first) if first.isdigit() else 0
+
     def ask(self, call: Callable[[Any], object]) -> pika.exceptions.ChannelClosedByBroker | None:
         """Do something with the channel: None, or how the broker refused it."""
         try:

@@ -9,31 +9,37 @@ again, the copy is not run but takes the place of the first, and the end of the 
 from __future__ import annotations
 
 import heapq
+import logging
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
+import pika
 from msgspec.structs import replace
 
 from reliable_mq.adapters.base import Polled
+from reliable_mq.adapters.rabbitmq.adrift import Adrift, RabbitLease, name_of
 from reliable_mq.adapters.rabbitmq.consuming import Consuming
 from reliable_mq.adapters.rabbitmq.mail import Mail
 from reliable_mq.adapters.rabbitmq.properties import read
 from reliable_mq.adapters.rabbitmq.wire import from_wire
 from reliable_mq.errors import ConfigurationError, ConnectionFailed
-from reliable_mq.message import NOT_BEFORE, Delivery, Lease, Receipt, header
+from reliable_mq.message import NOT_BEFORE, Delivery, Receipt, header
 from reliable_mq.outcome import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from reliable_mq.adapters.base import OnRevoke
+    from reliable_mq.adapters.rabbitmq.adrift import Name
     from reliable_mq.adapters.rabbitmq.mail import Arrival
     from reliable_mq.adapters.rabbitmq.parameters import Parameters
     from reliable_mq.clock import Clock
     from reliable_mq.confirmation import Confirmation
-    from reliable_mq.message import Message
+    from reliable_mq.message import Lease, Message
 
 __all__ = ["RabbitSubscription"]
+
+log = logging.getLogger("reliable_mq.rabbitmq")
 
 NOTHING: Final = Polled()
 #: Seconds that `close` waits for the broker to take the last acks.
@@ -42,23 +48,6 @@ LAST_ACKS: Final = 2.0
 LOOK: Final = 0.25
 #: Seconds for which a message that is not due is kept here; for longer it goes back to the ladder.
 HOLD: Final = 30.0
-#: Runs that ended while their message was nowhere: so many are remembered.
-REMEMBERED: Final = 10_000
-
-
-class RabbitLease(Lease):
-    """Which delivery of which channel this is, since when (monotonic seconds).
-
-    name: queue and id of the message; None: its id is weak, so a copy could not be told.
-    """
-
-    __slots__ = ("arrived", "name", "tag")
-
-    def __init__(self, tag: int, name: tuple[str, str] | None, arrived: float) -> None:
-        super().__init__()
-        self.tag = tag
-        self.name = name
-        self.arrived = arrived
 
 
 class RabbitSubscription:
@@ -98,10 +87,9 @@ class RabbitSubscription:
         #: nacked: when each is due again.
         self._later: list[tuple[float, int, Delivery]] = []
         self._tickets = count()
-        #: Runs that go on although their channel ended; and those of them that have ended since.
-        self._adrift: dict[tuple[str, str], RabbitLease] = {}
-        self._adrift_since = 0.0
-        self._ended: dict[tuple[str, str], None] = {}
+        self._adrift = Adrift()
+        #: What a channel had that has just ended, while it is found out what of it still runs.
+        self._leaving: set[Lease] = set()
         self._lost: list[Lease] = []
         self._look_at = 0.0
         options = parameters.options
@@ -109,7 +97,7 @@ class RabbitSubscription:
             clock,
             options.lease_timeout,
             one_at_a_time=one_at_a_time,
-            on_silence=lambda: self._io.recycle("nobody polled for too long", rest=True),
+            on_silence=lambda: self._io.rest("nobody polled for too long"),
         )
         self._io = Consuming(parameters, queues, prefetch, self._mail)
         self._io.start()
@@ -164,9 +152,11 @@ class RabbitSubscription:
                 self._in_hand.discard(lease)
                 self._acked[lease.tag] = lease
                 tags.append(lease.tag)
-            elif isinstance(lease, RabbitLease) and lease in self._adrift.values():
-                del self._adrift[lease.name]  # type: ignore[arg-type]  # it has one, or is not there
-                self._remember(lease)
+            elif lease in self._leaving:
+                self._leaving.discard(lease)
+                self._adrift.remember(lease, self._clock.monotonic())
+            elif isinstance(lease, RabbitLease):
+                self._adrift.end(lease, self._clock.monotonic())
         if tags:
             self._io.ack(self._known, tags)
 
@@ -210,7 +200,7 @@ class RabbitSubscription:
             due = heapq.heappop(self._later)[2]
             if due.lease in self._in_hand and not self._still_early(due, now):
                 deliveries.append(due)
-        for arrival in self._mail.take(limit - len(deliveries)):
+        for arrival in self._mail.take(self._known, limit - len(deliveries)):
             delivery = self._received(arrival, now)
             if delivery is not None:
                 deliveries.append(delivery)
@@ -221,23 +211,22 @@ class RabbitSubscription:
         return Polled(deliveries, settled, lost)
 
     def _note_settled(self) -> list[Lease]:
-        tags = self._mail.take_settled()
+        tags = self._mail.take_settled(self._known)
         return [self._acked.pop(tag) for tag in tags if tag in self._acked]
 
     def _received(self, arrival: Arrival, now: float) -> Delivery | None:
         (queue, tag, again, properties, body), at = arrival
-        if isinstance(properties, bytes):
-            properties = read(properties)
-        message, weak = from_wire(self._queues[queue], queue, properties, body)
-        name = None if weak else (queue, message.id)
-        if name is not None and (self._adrift or self._ended) and self._stands_in(name, tag, at):
+        message, weak, properties = self._read(queue, properties, body)
+        times = _times(properties, again=again)
+        name = None if weak else name_of(queue, message)
+        if times and name is not None and self._stands_in(name, tag, at):
             return None
         lease = RabbitLease(tag, name, at)
         self._in_hand.add(lease)
         delivery = Delivery(
             message,
             lease,
-            redelivered=_times(properties, again=again),
+            redelivered=times,
             position=tag,
             weak_id=weak,
             arrived=now,
@@ -247,6 +236,18 @@ class RabbitSubscription:
             self._not_yet(delivery, queue, early, now)
             return None
         return delivery
+
+    def _read(self, queue: str, properties: Any, body: bytes) -> tuple[Message, bool, Any]:
+        """A message whose properties nobody can read is its body alone: it must not stop others."""
+        topic = self._queues[queue]
+        try:
+            if isinstance(properties, bytes):
+                properties = read(properties)
+            return (*from_wire(topic, queue, properties, body), properties)
+        except Exception as error:  # noqa: BLE001 - pika's decoder raises whatever it comes upon
+            log.warning("queue %s: properties of a message cannot be read: %r", queue, error)
+            nothing = pika.BasicProperties()
+            return (*from_wire(topic, queue, nothing, body), nothing)
 
     def _not_yet(self, delivery: Delivery, queue: str, early: float, now: float) -> None:
         """It has passed the longest step, or the clocks differ: keep it, or send it on."""
@@ -276,15 +277,15 @@ class RabbitSubscription:
             else:
                 self._passed_on.append((confirmation, delivery))
 
-    def _stands_in(self, name: tuple[str, str], tag: int, at: float) -> bool:
+    def _stands_in(self, name: Name, tag: int, at: float) -> bool:
         """Whether this is a copy of what runs here still, or has ended since."""
-        lease = self._adrift.pop(name, None)
+        lease = self._adrift.claim(name)
         if lease is not None:
             lease.tag, lease.arrived = tag, at
             self._in_hand.add(lease)
             return True
-        if name in self._ended:
-            del self._ended[name]
+        if self._adrift.has_ended(name):
+            self._acked[tag] = RabbitLease(tag, name, at)  # remembered again if this is lost, too
             self._io.ack(self._known, [tag])
             return True
         return False
@@ -294,33 +295,26 @@ class RabbitSubscription:
     def _let_go(self, generation: int, now: float) -> None:
         """The channel has ended: forget what has not started, and keep what runs."""
         self._known = generation
-        leases: list[Lease] = [*self._in_hand]
-        for lease in self._in_hand:
-            if lease.name is not None:
-                self._adrift[lease.name] = lease
         for lease in self._acked.values():  # the broker may not have had these acks
-            self._remember(lease)
-        self._in_hand.clear()
+            self._adrift.remember(lease, now)
+        leases, self._in_hand = self._in_hand, set()
         self._acked.clear()
         self._later.clear()
         if not leases:
             return
-        self._adrift_since = now
-        # What is acked in there is adrift already, and remembered as ended.
-        running = self._on_revoke(leases, now) or ()
-        for one in leases:
-            adrift = isinstance(one, RabbitLease) and self._adrift.get(one.name) is one  # type: ignore[arg-type]
-            if adrift and one in running:
-                continue
-            if adrift:
-                del self._adrift[one.name]  # type: ignore[attr-defined]
-            elif isinstance(one, RabbitLease) and one.name in self._ended:
-                continue
-            self._lose(one)
+        self._adrift.since = now
+        self._leaving = {*leases}
+        running = self._on_revoke([*leases], now) or ()
+        for lease in leases:
+            if lease not in self._leaving:
+                continue  # acked in there, and remembered
+            if not (lease in running and self._adrift.keep(lease)):
+                self._lose(lease)
+        self._leaving.clear()
 
     def _lose_all(self) -> None:
         """We did not poll for too long, or leave: others get it, whatever runs here."""
-        for lease in (*self._in_hand, *self._adrift.values(), *self._acked.values()):
+        for lease in (*self._in_hand, *self._adrift, *self._acked.values()):
             self._lose(lease)
         self._in_hand.clear()
         self._adrift.clear()
@@ -341,17 +335,11 @@ class RabbitSubscription:
 
     def _look_after_the_adrift(self, now: float, *, up: bool) -> None:
         if not up:
-            self._adrift_since = now
-        elif self._adrift and now - self._adrift_since > self._parameters.options.lease_timeout:
-            for lease in self._adrift.values():  # somebody else has got it
+            self._adrift.since = now
+        elif self._adrift and now - self._adrift.since > self._parameters.options.lease_timeout:
+            for lease in self._adrift:  # somebody else has got it
                 self._lose(lease)
             self._adrift.clear()
-
-    def _remember(self, lease: RabbitLease) -> None:
-        if lease.name is not None:
-            self._ended[lease.name] = None
-            if len(self._ended) > REMEMBERED:
-                del self._ended[next(iter(self._ended))]
 
 
 def _early(message: Message, now: float) -> float:
@@ -366,7 +354,9 @@ def _early(message: Message, now: float) -> float:
 
 def _times(properties: Any, *, again: bool) -> int:
     """How often it came before. The broker counts what was given back cleanly, too."""
+    if not again:
+        return 0  # whatever the publisher wrote into the header
     found = (properties.headers or {}).get("x-delivery-count")
-    if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
+    if isinstance(found, int) and not isinstance(found, bool) and found > 0:
         return found
-    return int(again)
+    return 1

@@ -5,10 +5,16 @@ Bindings cannot be compared; `create` makes ours, which does nothing where they 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from reliable_mq.adapters.rabbitmq.arguments import queue_arguments
-from reliable_mq.adapters.rabbitmq.inspection import PRECONDITION_FAILED, arguments_of, may_discard
+from reliable_mq.adapters.rabbitmq.inspection import (
+    ACCESS_REFUSED,
+    PRECONDITION_FAILED,
+    arguments_of,
+    may_discard,
+)
 from reliable_mq.adapters.rabbitmq.names import dead_letters_of, place_of, queue_of
 from reliable_mq.errors import ConfigurationError
 
@@ -19,13 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["check_subscribe", "ensure"]
 
+log = logging.getLogger("reliable_mq.rabbitmq")
+
 NOT_FOUND = 404
 
 
 def ensure(session: Session, topology: Topology) -> None:
     """See Transport.ensure. Raises ConfigurationError that lists every difference."""
     create = topology.mode == "create"
-    wrong: list[str] = []
+    wrong = _shared_queues(topology)
     for topic in topology.topics:
         place = place_of(topic.name)
         if not _is_there(session, topic.name, place, wrong, create=create):
@@ -45,6 +53,19 @@ def ensure(session: Session, topology: Topology) -> None:
         raise ConfigurationError(text)
 
 
+def _shared_queues(topology: Topology) -> list[str]:
+    """Groups of different topics whose queues would be one: "a" with "b.c", and "a.b" with "c"."""
+    owners: dict[str, tuple[str, str]] = {}
+    wrong = []
+    for topic in topology.topics:
+        for group in topic.groups:
+            queue, owner = queue_of(topic.name, group.name), (topic.name, group.name)
+            other = owners.setdefault(queue, owner)
+            if other != owner and place_of(topic.name).queue is None:
+                wrong.append(f"queue {queue!r} would belong to {other} and {owner}: rename one")
+    return wrong
+
+
 def check_subscribe(session: Session, subscribe: Subscribe) -> dict[str, str]:
     """The queues of a subscription, and the topic of each.
 
@@ -57,7 +78,10 @@ def check_subscribe(session: Session, subscribe: Subscribe) -> dict[str, str]:
         if not _queue(session, queue, None, wrong, create=False):
             wrong[-1] += f": declare it, mq.topic({topic!r}, groups=({subscribe.group!r},))"
             continue
-        found = arguments_of(session, queue)
+        found = arguments_of(session, queue, queue_arguments(single=subscribe.order != "none"))
+        if found is None:
+            log.warning("queue %r cannot be inspected without the permission to configure", queue)
+            continue
         if subscribe.order != "none" and not found.get("x-single-active-consumer"):
             wrong.append(
                 f"queue {queue!r} has no single active consumer, so order {subscribe.order!r} does "
@@ -66,7 +90,7 @@ def check_subscribe(session: Session, subscribe: Subscribe) -> dict[str, str]:
             )
         place = place_of(topic)
         attached = place.queue is not None and not place.unsafe
-        if attached and (how := may_discard(found)):
+        if attached and (how := may_discard(found, session.release)):
             wrong.append(
                 f"queue {queue!r} may discard messages: {how}; mend that, or say "
                 "rabbitmq.Queue(…, unsafe_may_discard=True)"
@@ -93,7 +117,9 @@ def _is_there(
         refused = session.ask(
             lambda channel: channel.exchange_declare(name, exchange_type="topic", durable=True)
         )
-        if refused is not None:
+        if refused is not None and refused.reply_code == ACCESS_REFUSED and not create:
+            log.warning("topic %r cannot be compared without the permission to configure", topic)
+        elif refused is not None:
             wrong.append(f"topic {topic!r}: {refused.reply_text}")
             return False
     return True
@@ -121,6 +147,9 @@ def _queue(
     )
     if refused is None:
         return True
+    if refused.reply_code == ACCESS_REFUSED and not create:
+        log.warning("queue %r cannot be compared without the permission to configure", name)
+        return True
     if refused.reply_code == PRECONDITION_FAILED:
         wrong.append(f"queue {name!r} is there with {_differences(session, name, arguments)}")
     else:
@@ -130,7 +159,7 @@ def _queue(
 
 def _differences(session: Session, queue: str, wanted: dict[str, Any]) -> str:
     wanted = {"durable": True, "exclusive": False, "auto_delete": False, **wanted}
-    found = arguments_of(session, queue)
+    found = arguments_of(session, queue) or {}
     return ", ".join(
         f"{name}={found.get(name)!r} in place of {wanted.get(name)!r}"
         for name in sorted(found.keys() | wanted.keys())

@@ -141,6 +141,8 @@ class Window:
             held = self._held.get(entry.key) if self._held and entry.key is not None else None
             if held is not None:
                 held.behind.append(entry)
+            elif self._asking and entry.route in self._asking:
+                self._asking[entry.route].append(entry)  # even if it is known by now: in order
             elif entry.route in self._known or entry.route in self._presumed:
                 entry.on_its_way = True
                 self._flight.append(entry)
@@ -160,13 +162,17 @@ class Window:
 
     def refuse(self, route: Route) -> list[Entry]:
         """This route will not be there: what waited for it."""
-        return self._asking.pop(route, [])
+        refused = self._asking.pop(route, [])
+        self._careful.difference_update([one.number for one in refused])
+        return refused
 
     # -- answers of the broker -----------------------------------------------------------------
 
     def acked(self, tag: int, *, multiple: bool) -> list[Entry]:
         """The broker stored these."""
-        return self._answered(tag, multiple=multiple)
+        answered = self._answered(tag, multiple=multiple)
+        self._trim()
+        return answered
 
     def nacked(self, tag: int, now: float, *, multiple: bool) -> None:
         """The broker refused these for now: they wait, and their keys with them."""
@@ -184,6 +190,7 @@ class Window:
             elif entry not in held.again:
                 held.again.append(entry)
             held.due = max(held.due or 0.0, now + pause)
+        self._trim()  # only now: what was stored behind the refused ones had to be found
 
     def _answered(self, tag: int, *, multiple: bool) -> list[Entry]:
         flight = self._flight
@@ -198,12 +205,15 @@ class Window:
         for entry in answered:
             entry.on_its_way = False
             self._careful.discard(entry.number)
-        # What is answered behind something that is not stays: should the connection be lost now, it
-        # is needed to keep its key in order.
+        return answered
+
+    def _trim(self) -> None:
+        # What is answered behind something that is not stays: should that be refused, or the
+        # connection be lost, it is needed to keep its key in order.
+        flight = self._flight
         while flight and not flight[0].on_its_way:
             flight.popleft()
             self._tag += 1
-        return answered
 
     def due(self) -> float | None:
         """When to call `release` next, None: when something is answered."""
@@ -282,6 +292,8 @@ class Window:
         if late:
             for one in late:
                 one.over = True
+                if not one.on_its_way:
+                    self._careful.discard(one.number)
             for queue in (self._redo, self._fresh):
                 kept = [one for one in queue if not one.over]
                 queue.clear()

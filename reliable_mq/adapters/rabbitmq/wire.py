@@ -39,8 +39,16 @@ HEADERS: Final = "rmq-headers"
 ID: Final = "rmq-id"
 #: Headers of this adapter: never handed to the core.
 OWN: Final = frozenset({KEY, CREATED, TOMBSTONE, HEADERS, ID})
+DEATHS: Final = ("exchange", "queue", "reason")
 #: Headers that the broker adds: what they say is not the message's.
-BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-")
+BROKERS: Final = frozenset(
+    {
+        "x-death",
+        "x-delivery-count",
+        "x-acquired-count",
+        *(f"x-{which}-death-{what}" for which in ("first", "last") for what in DEATHS),
+    }
+)
 #: Bytes of a short string in AMQP.
 SHORT: Final = 255
 #: What a frame has besides its payload, and a header frame besides its properties.
@@ -95,7 +103,7 @@ def from_wire(
     table: Mapping[str, Any] = properties.headers or {}
     weak = not properties.message_id
     if weak:
-        named = sorted((name, str(value)) for name, value in table.items() if not _brokers(name))
+        named = sorted((name, str(value)) for name, value in table.items() if name not in BROKERS)
         digest = hashlib.sha256(repr((queue, named)).encode() + body)
         id = f"weak-{digest.hexdigest()[:32]}"
     else:
@@ -130,13 +138,9 @@ def _headers(table: Mapping[str, Any], content_type: str | None) -> tuple[Header
     headers += [
         (name, _value(name, value))
         for name, value in table.items()
-        if name not in OWN and not _brokers(name)
+        if name not in OWN and name not in BROKERS
     ]
     return tuple(headers)
-
-
-def _brokers(name: str) -> bool:
-    return name.startswith(BROKERS)
 
 
 def _value(name: str, value: object) -> bytes | str:
