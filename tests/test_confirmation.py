@@ -224,3 +224,19 @@ def test_all_done_is_told_once_whatever_the_order_of_the_endings() -> None:
 
     when_all_done([], lambda: told.append(True))
     assert told == [True, True]
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), ValueError("no")])
+def test_nothing_that_a_callback_raises_ends_the_publisher_thread(error, caplog):
+    """It is logged, and the others are called."""
+    confirmation = Confirmation(Message("m", "t"))
+    called = []
+
+    def fail(_):
+        raise error
+
+    confirmation.add_done_callback(fail)
+    confirmation.add_done_callback(called.append)
+    confirmation.settle(Receipt("m", "t", 0, 1))
+    assert called == [confirmation]
+    assert "a callback of message m failed" in caplog.text
