@@ -103,7 +103,10 @@ def by_aio_pika(url: str, total: int) -> tuple[Meter, list[bytes]]:
             await queue.consume(handle)
             await over.wait()
             meter.__exit__(None, None, None)
-            await channel.set_qos(prefetch_count=raw.PREFETCH)  # behind the acks
+            # The channel has the acks when it answers, the queue a moment later: with an ack a
+            # message many are on their way between the two, and a closed channel forgets them.
+            await channel.set_qos(prefetch_count=raw.PREFETCH)
+            await asyncio.sleep(0.5)
         return meter, seen
 
     return asyncio.run(main())
