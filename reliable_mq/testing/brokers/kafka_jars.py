@@ -94,7 +94,7 @@ def jars() -> Path:
         return folder
     check_installed()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():  # another run may have fetched them
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
