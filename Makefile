@@ -45,12 +45,13 @@ $(BENCH)/.installed: pyproject.toml tools/venv.sh
 bench: $(BENCH)/.installed ## all benchmarks, or one (ONLY=B7), beside other clients in .venv-bench
 	@$(BENCH)/bin/python -m benchmarks $(ONLY)
 
-brokers-up: $(READY) ## start a local RabbitMQ and print its URL (twice is once)
-	@tools/rabbitmq.sh
-	@$(PY) -m reliable_mq.testing.brokers up
+brokers-up: $(READY) ## start a local RabbitMQ and a Kafka, or one (ONLY=kafka), and print their URLs
+	@$(if $(filter-out rabbitmq,$(ONLY)),,tools/rabbitmq.sh)
+	@$(if $(filter-out kafka,$(ONLY)),,tools/kafka.sh)
+	@$(PY) -m reliable_mq.testing.brokers up $(ONLY)
 
-brokers-down: $(READY) ## stop it and remove its data
-	@$(PY) -m reliable_mq.testing.brokers down
+brokers-down: $(READY) ## stop them and remove their data
+	@$(PY) -m reliable_mq.testing.brokers down $(ONLY)
 
 clean: ## remove environments, caches and results, and stop local brokers
 	@if [ -d .cache/brokers ] && [ -x $(PY) ]; then $(PY) -m reliable_mq.testing.brokers down; fi

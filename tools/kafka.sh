@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if ! command -v java >/dev/null 2>&1 || ! command -v mvn >/dev/null 2>&1; then
+    if [ "$(id -u)" -eq 0 ]; then mkdir -p /usr/share/man/man1; fi # its package fails without
     tools/apt.sh default-jre-headless maven || true
 fi
 if ! said=$(.venv/bin/python -m reliable_mq.testing.brokers.kafka_jars 2>&1); then

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RealBroker"]
 
-#: Brokers that can be named without a URL, and that are not built yet.
+#: Brokers that can be named without a URL: each has a fixture that starts it.
+STARTED: Final = ("rabbitmq",)
+
+#: The same, but what makes an app of ours talk to them is not built yet.
 COMING: Final = ("kafka", "rocketmq")
 
 
@@ -108,8 +111,8 @@ def reliable_mq_broker(request: pytest.FixtureRequest, tmp_path: Path) -> RealBr
     """A real broker: the one of --reliable-mq, else of RELIABLE_MQ_URL, else SQLite in a file."""
     wanted = request.config.getoption("--reliable-mq") or os.environ.get("RELIABLE_MQ_URL")
     test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:40].strip("-")
-    if wanted == "rabbitmq":
-        broker: RabbitMQ = request.getfixturevalue("reliable_mq_rabbitmq")
+    if wanted in STARTED:
+        broker: Broker = request.getfixturevalue(f"reliable_mq_{wanted}")
         broker.ensure_up()
         return RealBroker(broker.url, test)
     return real_broker(wanted or "sqlite", tmp_path, test)

@@ -1,6 +1,6 @@
 """`make brokers-up` and `brokers-down`: local brokers for development, and their URLs.
 
-    python -m reliable_mq.testing.brokers up|down
+    python -m reliable_mq.testing.brokers up|down [rabbitmq] [kafka]
 
 What runs is remembered in `.cache/brokers` of the working directory.
 """
@@ -21,24 +21,32 @@ STATE: Final = Path(".cache/brokers")
 
 
 def main(arguments: list[str]) -> int:
-    """Start or stop the brokers, and print their URLs; returns the exit code."""
+    """Start or stop the brokers, and print their URLs; returns the exit code.
+
+    What cannot be had is told, and does not keep the others from starting.
+    """
     from reliable_mq.testing.brokers import local
 
-    if len(arguments) != 1 or arguments[0] not in ACTIONS:
-        _say("usage: python -m reliable_mq.testing.brokers up|down")
+    action, *names = arguments or [""]
+    if action not in ACTIONS or not set(names) <= set(local.NAMES):
+        _say(f"usage: python -m reliable_mq.testing.brokers up|down [{'|'.join(local.NAMES)}]")
         return 2
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it tells each try that came too early
-    starts = arguments[0] == "up"
-    try:
-        urls = (local.up if starts else local.down)(STATE.resolve())
-    except (BrokerFailed, Missing) as error:
-        _say(str(error))
-        return 1
-    for url in urls:
-        print(url if starts else f"stopped {url}")  # noqa: T201 - the answer of this command
-    if not urls:
+    starts = action == "up"
+    failed = ran = False
+    for name in names or local.NAMES:
+        try:
+            url = (local.up if starts else local.down)(STATE.resolve(), name)
+        except (BrokerFailed, Missing) as error:
+            _say(str(error))
+            failed = True
+            continue
+        if url:
+            print(url if starts else f"stopped {url}")  # noqa: T201 - the answer of this command
+            ran = True
+    if not (ran or failed):
         _say("nothing of ours runs (SQLite needs no server)")
-    return 0
+    return int(failed)
 
 
 def _say(text: str) -> None:

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from reliable_mq.testing.brokers.kafka_node import KafkaProcess
+from reliable_mq.testing.brokers.local_process import PLAN
 from reliable_mq.testing.brokers.rabbitmq_node import RabbitMQProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["down", "up"]
+    from reliable_mq.testing.brokers.local_process import LocalProcess
 
-#: RabbitMQ's usual port, where it is free.
-USUAL = 5672
+__all__ = ["NAMES", "down", "up"]
+
+#: Each has its usual port, where that is free.
+NAMES: Final = ("rabbitmq", "kafka")
 
 
-def up(folder: Path) -> list[str]:
-    """Start what does not run, and wait until it serves; the URLs. Twice is the same as once."""
-    broker = RabbitMQProcess(folder / "rabbitmq", keep=True, prefer_port=USUAL)
+def up(folder: Path, name: str) -> str:
+    """Start it where it does not run, and wait until it serves; its URL. Twice is once."""
+    broker = _kept(folder, name)
     broker.resume()
     broker.start()
-    return [broker.url]
+    return broker.url
 
 
-def down(folder: Path) -> list[str]:
-    """Stop what runs and remove its data; the URLs that are gone."""
-    if not (folder / "rabbitmq" / "node.json").exists():
-        return []
-    broker = RabbitMQProcess(folder / "rabbitmq", keep=True)
+def down(folder: Path, name: str) -> str:
+    """Stop it where it runs and remove its data; the URL that is gone, empty where none was."""
+    if not (folder / name / PLAN).exists():
+        return ""
+    broker = _kept(folder, name)
     broker.stop()
     broker.close()
-    return [broker.url]
+    return broker.url
+
+
+def _kept(folder: Path, name: str) -> LocalProcess:
+    if name == "kafka":
+        return KafkaProcess(folder / name, keep=True, prefer_port=9092)
+    return RabbitMQProcess(folder / name, keep=True, prefer_port=5672)
