@@ -36,6 +36,7 @@ from reliable_mq.events import (
     Undeadletterable,
 )
 from reliable_mq.message import DeadLetter
+from reliable_mq.testing.inmemory import inmemory
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -751,3 +752,20 @@ def _number(got: list[int]) -> Any:
         got.append(number)
 
     return handle
+
+
+def test_a_consumer_whose_broker_is_away_lives_on(mq: ReliableMQ) -> None:
+    """However long that takes: it goes round, is not ready, and nobody needs to restart it."""
+
+    @mq.consumer("orders", group="g")
+    def handle(_: bytes) -> None:
+        """Never called."""
+
+    with inmemory(mq) as t:
+        t.broker.faults.disconnect()
+        [consumer] = mq._runtime.consumers  # type: ignore[union-attr]  # it has started
+        for _ in range(30):
+            t.clock.advance(1.0)
+            consumer._round(0.0)
+        assert (mq.health().live, mq.health().ready) == (True, False)
+        assert mq.health().consumers[0].state == "disconnected"

@@ -3,6 +3,7 @@
 fence       an ack of a channel that has ended counts on the next one, whose tags begin at 1 again
 deadline    a publish may wait for its confirm as long as it likes
 confirms    what was sent counts as stored when the connection ends without an answer
+cancel-first    a member that leaves cancels its consumer, and closes the channel after that
 adrift      what runs when the connection ends is forgotten, so that its copy is run as well
 """
 
@@ -56,9 +57,14 @@ class OnRabbitmq:
         self._members = Members(RabbitTransport(self._url))
         if not removed:
             return self._members
-        return {"fence": Unfenced, "deadline": Patient, "confirms": Trusting, "adrift": Forgetful}[
-            removed
-        ](self._members)
+        without = {
+            "fence": Unfenced,
+            "deadline": Patient,
+            "confirms": Trusting,
+            "adrift": Forgetful,
+            "cancel-first": CancelsFirst,
+        }
+        return without[removed](self._members)
 
     def seems_done(self, health: Any) -> bool:
         """Whether there is nothing left, as far as can be seen: not what is on its way to us."""
@@ -218,7 +224,7 @@ class Trusting(Around):
         window, closed = publisher._window, publisher.closed
 
         def trusting(error: BaseException) -> None:
-            publisher.acked(window._tag + len(window._flight) - 1, multiple=True)
+            publisher.acked([(window._tag + len(window._flight) - 1, True)])
             closed(error)
 
         publisher.closed = trusting
@@ -235,3 +241,14 @@ class Forgetful(Around):
             on_revoke(*arguments)
 
         return self.inner.subscribe(subscribe, forget)
+
+
+class CancelsFirst(Around):
+    """Leaves as pika does by itself: the consumer first, then the channel."""
+
+    def subscribe(self, *arguments: Any) -> Any:
+        """As ever; it is the end that differs."""
+        from reliable_mq.adapters.rabbitmq import consuming
+
+        consuming._keep_consumers = lambda _channel: None
+        return self.inner.subscribe(*arguments)
