@@ -762,8 +762,9 @@ def test_a_consumer_whose_broker_is_away_lives_on(mq: ReliableMQ) -> None:
         """Never called."""
 
     with inmemory(mq) as t:
-        t.broker.faults.disconnect()
         [consumer] = mq._runtime.consumers  # type: ignore[union-attr]  # it has started
+        consumer._round(0.0)
+        t.broker.faults.disconnect()
         for _ in range(30):
             t.clock.advance(1.0)
             consumer._round(0.0)
