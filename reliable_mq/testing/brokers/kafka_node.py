@@ -100,7 +100,7 @@ class KafkaProcess(LocalProcess, Kafka):
         super().stop()
         written = self.folder / "classes.jsa"
         if written.exists():
-            whole = self._archive.with_suffix(f".{os.getpid()}")
+            whole = self._archive.with_suffix(f".{self._processes.mark}")
             shutil.move(written, whole)
             whole.replace(self._archive)  # others may read it: never a part of it
 
