@@ -12,4 +12,7 @@ fi
 if ! said=$(.venv/bin/python -m reliable_mq.testing.brokers.kafka_jars 2>&1); then
     echo "$said" | tail -n 5 >&2
     echo "tests of Kafka run on containers only, or skip, and say so" >&2
+elif ! said=$(.venv/bin/python -c 'import reliable_mq.testing.brokers.kafka_node as it; it.keep_classes()' 2>&1); then
+    echo "$said" | tail -n 1 >&2
+    echo "Kafka's classes are not kept: each start of it takes a second or two longer" >&2
 fi

@@ -64,7 +64,7 @@ def java() -> str:
 def archive() -> Path:
     """Where the classes that Kafka loads are kept as this Java has parsed them.
 
-    A node writes it when it is stopped, where it is not there yet. It halves what a start costs.
+    It halves what a start costs. `keep_classes` of kafka_node.py writes it.
     """
     folder = _folder()
     return folder.with_name(f"{folder.name}-java-{_found()[1]}.jsa")

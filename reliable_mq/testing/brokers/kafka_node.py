@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from reliable_mq.testing.brokers.base import BrokerFailed
@@ -14,9 +15,8 @@ from reliable_mq.testing.brokers.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-__all__ = ["JVM", "KafkaProcess"]
+__all__ = ["JVM", "KafkaProcess", "keep_classes"]
 
 #: The data of nodes of another cluster is refused; ours are told apart by their ports.
 CLUSTER: Final = "MkU3OEVBNTcwNTJENDM2Qk"
@@ -83,7 +83,7 @@ class KafkaProcess(LocalProcess, Kafka):
         if self._processes.pids():
             return
         configuration = self._write_configuration()
-        run = [*self._java(self._jvm), *self._keeps_classes(), "kafka.Kafka", str(configuration)]
+        run = [*self._java(self._jvm), "kafka.Kafka", str(configuration)]
         if not (self.folder / "data" / "meta.properties").exists():
             lay_out = [*self._java(JVM), "kafka.tools.StorageTool", "format", "--ignore-formatted"]
             lay_out += ["-t", CLUSTER, "-c", str(configuration)]
@@ -94,15 +94,6 @@ class KafkaProcess(LocalProcess, Kafka):
             key: value for key, value in os.environ.items() if not key.startswith("KAFKA_")
         }
         self._processes.spawn(run, environment, self.log_file)
-
-    def stop(self) -> None:
-        """End it as `systemctl stop` does."""
-        super().stop()
-        written = self.folder / "classes.jsa"
-        if written.exists():
-            whole = self._archive.with_suffix(f".{self._processes.mark}")
-            shutil.move(written, whole)
-            whole.replace(self._archive)  # others may read it: never a part of it
 
     def proxy(self) -> Proxy:
         """A proxy that clients of its `url` do not get around; one at a time.
@@ -136,11 +127,6 @@ class KafkaProcess(LocalProcess, Kafka):
             classes += [f"-XX:SharedArchiveFile={self._archive}", "-Xlog:cds=off"]
         return [java(), *options, logging, *classes]
 
-    def _keeps_classes(self) -> list[str]:
-        if self._archive.exists():
-            return []
-        return [f"-XX:ArchiveClassesAtExit={self.folder / 'classes.jsa'}", "-Xlog:cds=off"]
-
     def _write_configuration(self) -> Path:
         (self.folder / "log4j2.properties").write_text(LOGGING)
         clients = f"PLAINTEXT://127.0.0.1:{self.port},PROXY://127.0.0.1"
@@ -155,3 +141,17 @@ class KafkaProcess(LocalProcess, Kafka):
         file = self.folder / "server.properties"
         file.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
         return file
+
+
+def keep_classes() -> None:
+    """Write the `archive` where there is none yet: what a node has loaded when it is stopped."""
+    jars()
+    kept = archive()
+    if kept.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        written = Path(folder) / "classes.jsa"
+        options = (*JVM, f"-XX:ArchiveClassesAtExit={written}", "-Xlog:cds=off")
+        with KafkaProcess(Path(folder) / "node", jvm=options) as node:
+            node.stop()
+        written.replace(kept)  # others may read it: never a part of it
