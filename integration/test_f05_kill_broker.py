@@ -1,0 +1,102 @@
+"""F05: the broker dies by kill -9, alone or as the leader of three; what was confirmed is there."""
+
+import time
+
+import pytest
+
+from integration.faults import LONG, brokers, promises, until
+
+KEYS = [f"k{number}" for number in range(8)]
+
+
+@pytest.fixture
+def at_work(run):
+    """A queue that a kill leaves alone."""
+    # RabbitMQ 3.10 forgets a queue that was declared less than two seconds before a kill.
+    run.publish(keys=["z"], count=1)
+    run.place.broker.flush()
+    return run
+
+
+def killed(run, make_kill, *, count, **plan):
+    """Kill the broker under load; the seconds until something took effect again, and a verdict."""
+    plan = {"count": count, "publish_timeout": 60.0, "wait_for": "go", **plan}
+    producers = [
+        run.spawn("producer", producer="one", keys=[*KEYS, None], how="submit", **plan),
+        run.spawn("producer", producer="two", keys=["a", None], **plan),
+    ]
+    consumers = [run.spawn("consumer", until="signal", lease_timeout=2.0) for _ in range(2)]
+    kill = make_kill(run)
+    for consumer in consumers:
+        until(lambda one=consumer: one.state().get("ready") and one.state()["consumers"], "joined")
+    for producer in producers:
+        producer.comes_to_say("waits for")
+    (run.folder / "go").touch()
+    until(lambda: run.verdict().effects >= 40, "consumers are at work")
+    heal = kill()
+    began, before = time.monotonic(), run.verdict()
+    if plan.get("end") != "kill":
+        heal()
+        assert before.effects < 11 * count, "it was killed under load"
+        until(lambda: run.verdict().effects > before.effects, "it goes on", 60.0)
+    took = time.monotonic() - began
+    for producer in producers:
+        assert producer.ends(60.0) in (0, -9), producer.said()
+    heal()
+    for consumer in consumers:
+        assert consumer.ends_well() == 0, consumer.said()
+    return took, run.verdict(drained=run.drain())
+
+
+def the_only_node(run):
+    """Kill it, and start it again."""
+
+    def kill():
+        run.place.broker.kill()
+        return run.place.broker.start
+
+    return kill
+
+
+def the_leader(run):
+    """Kill the node that leads the queue; the two others go on."""
+    node = run.place.broker.leader_node(run.place.queue)
+
+    def kill():
+        node.kill()
+        return lambda: None
+
+    return kill
+
+
+@pytest.mark.parametrize(
+    ("run", "kill"),
+    [("rabbitmq", the_only_node), ("rabbitmq_cluster", the_leader)],
+    indirect=["run"],
+    ids=["the only node", "the leader of three"],
+)
+def test_what_was_confirmed_survives_the_death_of_the_broker(at_work, kill, record_property):
+    """All that had no answer is published again, in its order; all publishes end as stored."""
+    count = 600 if LONG else 100
+
+    took, verdict = killed(at_work, kill, count=count)
+
+    record_property("seconds until work went on", took)
+    assert verdict.broken == ()
+    assert verdict.confirmed == verdict.invoked == verdict.effects == 1 + count * 11
+
+
+@brokers("rabbitmq")
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"remove": "confirms", "count": 300},
+        {"remove": "settle-first", "end": "kill", "count": 100},
+    ],
+    ids=["no answer is yes", "receipt at once"],
+)
+def test_without_confirms_the_death_of_the_broker_loses(at_work, plan):
+    """Controls: what was on its way counts as stored; a Receipt before the confirm."""
+    _, verdict = killed(at_work, the_only_node, **plan)
+
+    assert "lost" in promises([verdict])
