@@ -226,7 +226,7 @@ class Traffic:
         try:
             for _, confirmation in self._sent:
                 until(confirmation.done, "an ending", end - time.monotonic())
-            while again := [one for one, _ in self._sent if one.id not in self.notes.ids("ok")]:
+            while again := self._without_a_receipt():
                 for confirmation in [self._submit(one) for one in again]:
                     until(confirmation.done, "an ending", end - time.monotonic())
             until(
@@ -238,6 +238,10 @@ class Traffic:
         except AssertionError:
             return False
         return True
+
+    def _without_a_receipt(self) -> list[Numbered]:
+        stored = self.notes.ids("ok")
+        return [one for one, _ in self._sent if one.id not in stored]
 
 
 @contextmanager
