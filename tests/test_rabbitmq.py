@@ -344,6 +344,19 @@ def test_a_route_that_gets_known_meanwhile_lets_nothing_overtake():
     assert [window.next(), window.next()] == [first, second]
 
 
+def test_what_was_stored_behind_a_refused_one_is_sent_again_behind_it():
+    """One of two queues refuses the first after the second was stored by both."""
+    window = Window(10)
+    first, second = entry(1), entry(2)
+    first.key = second.key = "k"
+    window.take([first, second])
+    assert [window.next(), window.next()] == [first, second]
+    assert window.acked(2, multiple=False) == [second]
+    window.nacked(1, 0.0, multiple=False)
+    window.release(10.0)
+    assert [window.next(), window.next()] == [first, second]
+
+
 def test_a_return_names_the_first_on_its_way():
     """Two with one id and address: the first one, and once only."""
     window = Window(10)

@@ -233,17 +233,7 @@ class Unsorted(Window):
         self._redo.clear()
 
 
-class Trimming(Window):
-    """What was stored is forgotten before it is known whether an earlier one was refused."""
-
-    def _answered(self, tag, *, multiple):
-        """And nothing of it stays."""
-        answered = super()._answered(tag, multiple=multiple)
-        self._trim()
-        return answered
-
-
-@pytest.mark.parametrize("broken", [Overtaking, NoCopies, Forgetful, Unsorted, Trimming])
+@pytest.mark.parametrize("broken", [Overtaking, NoCopies, Forgetful, Unsorted])
 def test_a_window_without_a_safety_is_caught(broken):
     """The machine notices each safety that is removed."""
     machine = type("Broken", (WindowMachine,), {"made": broken})
