@@ -20,11 +20,12 @@ def at_work(run):
 
 def killed(run, make_kill, *, count, **plan):
     """Kill the broker under load; the seconds until something took effect again, and a verdict."""
-    plan = {"count": count, "publish_timeout": 60.0, "wait_for": "go", **plan}
-    producers = [
-        run.spawn("producer", producer="one", keys=[*KEYS, None], how="submit", **plan),
-        run.spawn("producer", producer="two", keys=["a", None], **plan),
+    plan = {"count": count, "publish_timeout": 60.0, **plan}
+    plans = [
+        {"producer": "one", "keys": [*KEYS, None], "how": "submit", **plan},
+        {"producer": "two", "keys": ["a", None], "how": "submit", **plan},
     ]
+    producers = [run.spawn("producer", wait_for="go", **one) for one in plans]
     consumers = [run.spawn("consumer", until="signal", lease_timeout=2.0) for _ in range(2)]
     kill = make_kill(run)
     for consumer in consumers:
@@ -43,6 +44,9 @@ def killed(run, make_kill, *, count, **plan):
     for producer in producers:
         assert producer.ends(60.0) in (0, -9), producer.said()
     heal()
+    if "remove" not in plan:  # what ended as unknown is resolved
+        for producer, one in zip(producers, plans, strict=True):
+            run.publish(**one, earlier=[str(producer.history)])
     for consumer in consumers:
         assert consumer.ends_well() == 0, consumer.said()
     return took, run.verdict(drained=run.drain())
@@ -70,16 +74,20 @@ def the_leader(run):
 
 
 @pytest.mark.parametrize(
-    ("run", "kill"),
-    [("rabbitmq", the_only_node), ("rabbitmq_cluster", the_leader)],
+    ("run", "kill", "timeout"),
+    # Who was connected to the leader may be refused for ever on its next connection (RabbitMQ 3.10
+    # nacks all of it): publishes end in time, and are published again on another one.
+    [("rabbitmq", the_only_node, 60.0), ("rabbitmq_cluster", the_leader, 5.0)],
     indirect=["run"],
     ids=["the only node", "the leader of three"],
 )
-def test_what_was_confirmed_survives_the_death_of_the_broker(at_work, kill, record_property):
-    """All that had no answer is published again, in its order; all publishes end as stored."""
+def test_what_was_confirmed_survives_the_death_of_the_broker(
+    at_work, kill, timeout, record_property
+):
+    """What had no answer is published again, in its order, and in the end all is confirmed."""
     count = 600 if LONG else 100
 
-    took, verdict = killed(at_work, kill, count=count)
+    took, verdict = killed(at_work, kill, count=count, publish_timeout=timeout)
 
     record_property("seconds until work went on", took)
     assert verdict.broken == ()
