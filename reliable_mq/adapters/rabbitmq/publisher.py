@@ -52,6 +52,9 @@ log = logging.getLogger("reliable_mq.rabbitmq")
 ROUTES: Final = 1_000
 #: Seconds between two looks for what is over its deadline.
 LOOK: Final = 0.05
+#: Seconds of nothing but refusals before another connection is tried: at first, and at most.
+PATIENCE: Final = 2.0
+LONGEST_PATIENCE: Final = 60.0
 
 
 class RabbitPublisher:
@@ -82,6 +85,9 @@ class RabbitPublisher:
         self._stored = 0
         self._reason = "there is no connection yet"
         self._timer: float | None = None
+        #: Since when the broker has refused everything; and for how long that is borne.
+        self._refused_since: float | None = None
+        self._patience = PATIENCE
 
     def submit(
         self,
@@ -248,6 +254,7 @@ class RabbitPublisher:
 
     def acked(self, acks: Sequence[tuple[int, bool]]) -> None:
         """The broker has stored these: tags, and whether all below them, too."""
+        self._refused_since, self._patience = None, PATIENCE
         ended: dict[Entry, Receipt] = {}
         size = 0
         for tag, multiple in acks:
@@ -265,8 +272,10 @@ class RabbitPublisher:
 
     def nacked(self, tag: int, *, multiple: bool) -> None:
         """The broker refused these for now."""
+        now = self._clock.monotonic()
         self._reason = "the broker refused it for now"
-        self._window.nacked(tag, self._clock.monotonic(), multiple=multiple)
+        self._refused_since = self._refused_since or now
+        self._window.nacked(tag, now, multiple=multiple)
         self._pump()
 
     def returned(self, id: str, exchange: str, routing_key: str, why: str) -> None:
@@ -309,7 +318,21 @@ class RabbitPublisher:
         for entry in self._window.overdue(now):
             self._end(entry, self._no_answer(entry, "its deadline is over"))
         self._window.release(now)
+        self._change_connection(now)
         self._pump()
+
+    def _change_connection(self, now: float) -> None:
+        """Where nothing but refusals has come for a while, try another connection.
+
+        RabbitMQ 3.10 goes on to refuse everything on one that was made while the leader of a queue
+        was dying. A queue that is full refuses, too: each change that does not help is waited for
+        twice as long.
+        """
+        since, link = self._refused_since, self._link
+        if link is not None and since is not None and now - since > self._patience:
+            self._refused_since = None
+            self._patience = min(LONGEST_PATIENCE, 2 * self._patience)
+            link.reconnect("the broker refuses everything")
 
     def _refuse(self, entry: Entry, why: str) -> None:
         entry.over = True
