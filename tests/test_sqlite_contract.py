@@ -91,7 +91,7 @@ class SqliteHarness(Harness):
     @contextmanager
     def answers_held(self):
         gate = Gate()
-        self.connect.after("COMMIT", gate)
+        self._after_the_next_message(gate)
         yield
         gate.open()
 
@@ -101,7 +101,11 @@ class SqliteHarness(Harness):
             self.connect.down = True
             raise sqlite3.OperationalError(IO_ERROR)
 
-        self.connect.after("COMMIT", lose)
+        self._after_the_next_message(lose)
+
+    def _after_the_next_message(self, action):
+        """When a message is committed: not when a member happens to commit something first."""
+        self.connect.after("INSERT INTO mq_message", lambda: self.connect.after("COMMIT", action))
 
     @contextmanager
     def disconnected(self):
