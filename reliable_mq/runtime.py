@@ -274,8 +274,7 @@ class Runtime:
             timed=options.timeout is not None,
             clock=environment.clock,
         )
-        turn = turns.of(handler, options.batch)
-        workers = environment.workers(consumer, handler, options.concurrency, turn, loop)
+        workers = environment.workers(consumer, handler, options.concurrency, turns.turn, loop)
         if options.batch is not None:
             workers = Batcher(workers, options.batch, environment.clock, consumer.call_at)
         self.consumers.append(consumer)  # first: what opens halfway has to be closed, too

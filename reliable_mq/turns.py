@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from reliable_mq.clock import Clock
     from reliable_mq.execution import Execution, Runner
-    from reliable_mq.handlers import Handler
     from reliable_mq.message import Delivery
     from reliable_mq.ordering.lanes import Lane
     from reliable_mq.policy import Batch
@@ -101,11 +100,13 @@ class Turns:
         self._monotonic = clock.monotonic
         self._rest_at = 0.0
 
-    def of(self, handler: Handler, batch: Batch | None) -> Any:
+    @property
+    def turn(self) -> Any:
         """The function (or coroutine function) that workers call with what they are handed."""
-        if batch is None:
-            return self.lane_async if handler.is_async else self.lane
-        return self.bundle_async if handler.is_async else self.bundle
+        is_async = self._runner.handler.is_async
+        if self._size:
+            return self.bundle_async if is_async else self.bundle
+        return self.lane_async if is_async else self.lane
 
     def lane(self, lane: Lane) -> Report:
         """One turn of a lane."""

@@ -147,6 +147,35 @@ class Scripted(Broker):
     stop = kill = pause = close = start
 
 
+def test_an_engine_that_refuses_leaves_no_warning_behind(tmp_path) -> None:
+    """Users may take warnings for errors; docker-py leaves a socket open."""
+    pytest.importorskip("docker", reason="NOT TESTED: docker-py is not installed")
+    asks = textwrap.dedent(
+        """
+        from reliable_mq.testing.brokers import Missing
+        from reliable_mq.testing.brokers.containers import check_engine
+
+        for _ in range(2):
+            try:
+                check_engine()
+            except Missing as missing:
+                print(missing)
+        """
+    )
+    with socket.socket(socket.AF_UNIX) as nobody:
+        nobody.bind(str(tmp_path / "docker.sock"))
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", asks],
+            env=os.environ | {"DOCKER_HOST": f"unix://{tmp_path}/docker.sock"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    assert done.stdout.count("no container engine answers") == 2
+    assert done.stderr == ""
+
+
 def test_ready_is_what_a_client_says() -> None:
     """It is asked again until it answers."""
     broker = Scripted(False, False, True)

@@ -8,7 +8,8 @@ from reliable_mq.adapters.rabbitmq.parameters import parse
 from reliable_mq.adapters.rabbitmq.subscription import RabbitSubscription
 from reliable_mq.adapters.rabbitmq.wire import properties_of
 from reliable_mq.clock import SYSTEM_CLOCK
-from reliable_mq.message import ATTEMPT, GENERATION, Message
+from reliable_mq.confirmation import Confirmation
+from reliable_mq.message import ATTEMPT, GENERATION, NOT_BEFORE, Message, Receipt
 
 
 class Io:
@@ -59,12 +60,18 @@ class Desk:
             prefetch=10,
             max_hold=1_000.0,
             one_at_a_time=True,
-            pass_on=None,
+            pass_on=self.pass_on,
         )
         self.io = self.member._io
         self.mail = self.member._mail
         self.generation = 1
         self.tags = 0
+
+    def pass_on(self, message, queue, due):
+        """The ladder takes it."""
+        confirmation = Confirmation(message)
+        confirmation.settle(Receipt(message.id, message.topic, 0, 1))
+        return confirmation
 
     def revoked(self, leases, deadline):
         """The core."""
@@ -159,6 +166,17 @@ def test_a_copy_of_what_ended_is_acked_over_and_over(desk):
         desk.arrive("m", again=generation)
         assert desk.poll() == []
         assert desk.io.acked[-1] == (generation, 1)
+
+
+def test_a_delayed_message_that_was_passed_on_runs_when_it_is_due(desk):
+    """Also if it comes again then, and the ack of what was passed on was never answered."""
+    desk.arrive("m", headers=((NOT_BEFORE, repr(SYSTEM_CLOCK.now() + 1_000)),))
+    assert [*desk.poll(), *desk.poll()] == []
+    assert desk.io.acked == [(1, 1)]
+    desk.channel_ends()
+    desk.poll()
+    desk.arrive("m", again=1)
+    assert [one.message.id for one in desk.poll()] == ["m"]
 
 
 def test_two_copies_in_hand_keep_one_place(desk):

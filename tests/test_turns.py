@@ -43,7 +43,7 @@ class Desk:
             timed=False,
             clock=self.clock,
         )
-        self.start = turns.of(runner.handler, None)
+        self.start = turns.turn
         self.turn = (lambda lane: asyncio.run(self.start(lane))) if is_async else self.start
 
     def tell(self, told):

@@ -102,7 +102,7 @@ class LanesMachine(RuleBasedStateMachine):
             timed=False,
             clock=self.clock,
         )
-        self.turn = turns.of(runner.handler, self.batch)
+        self.turn = turns.turn
 
     # ---- what the lanes call
 

@@ -80,6 +80,7 @@ class KafkaSubscription:
         self._committing: list[tuple[Partition, list[KafkaLease]]] | None = None
         self._commit_at = 0.0
         self._all_paused = False
+        self._join_again = False
         options = config.options
         self._incremental = (
             options.group_protocol == "consumer" or options.assignment == "cooperative-sticky"
@@ -89,11 +90,7 @@ class KafkaSubscription:
             | {"on_commit": self._committed, "error_cb": self._heard, "logger": log}
         )
         self._positions = Positions(self._consumer, subscribe, options.on_out_of_range)
-        topics = [*subscribe.topics]
-        topics += [retry_pattern(topic, subscribe.group) for topic in subscribe.topics]
-        self._consumer.subscribe(
-            topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._taken
-        )
+        self._join()
 
     # -- the port ------------------------------------------------------------------------------
 
@@ -104,6 +101,9 @@ class KafkaSubscription:
 
     def poll(self, limit: int, timeout: float) -> Polled:
         """See Subscription.poll."""
+        if self._join_again:
+            self._consumer.unsubscribe()
+            self._join()
         end = self._clock.monotonic() + timeout
         while True:
             now = self._clock.monotonic()
@@ -160,6 +160,14 @@ class KafkaSubscription:
                 partition.lose()
             self._partitions.clear()
             self._consumer.close()
+
+    def _join(self) -> None:
+        self._join_again = False
+        topics = [*self._asks.topics]
+        topics += [retry_pattern(topic, self._asks.group) for topic in self._asks.topics]
+        self._consumer.subscribe(
+            topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._taken
+        )
 
     # -- one round -----------------------------------------------------------------------------
 
@@ -315,7 +323,8 @@ class KafkaSubscription:
         try:
             found = self._positions.of(partitions)
         except ReliableMQError as error:
-            self._error = error
+            # Without their positions they cannot be assigned, and nobody would offer them again.
+            self._error, self._join_again = error, True
             return
         for one, finished, fresh in found:
             partition = Partition(one.topic, one.partition, one.offset, finished, WINDOW)

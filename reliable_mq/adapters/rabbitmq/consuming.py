@@ -125,10 +125,6 @@ class Consuming:
         """Consume again, after a `rest`."""
         self._link.call(self._resume)
 
-    def call(self, function: Callable[[], object]) -> None:
-        """Run it on the I/O thread soon."""
-        self._link.call(function)
-
     def stop(self) -> None:
         """Leave: what has no ack goes to others at once."""
         self._link.call(lambda: _keep_consumers(self._channel))

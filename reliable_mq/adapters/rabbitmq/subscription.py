@@ -77,7 +77,6 @@ class RabbitSubscription:
         self._pass_on = pass_on
         #: On their way through the ladder of delays once more.
         self._passed_on: list[tuple[Confirmation, Delivery]] = []
-        self._one_at_a_time = one_at_a_time
         self._closed = False
         # The owner thread's own: which generation it knows, and what it has of it.
         self._known = 0
@@ -270,6 +269,9 @@ class RabbitSubscription:
         for confirmation, delivery in open_ones:
             outcome = confirmation.outcome
             if isinstance(outcome, Receipt):
+                # What was passed on has the name of this one: were its end remembered, a copy of
+                # that which comes again would be acked and not run.
+                delivery.lease.name = None  # type: ignore[attr-defined]  # it is one of ours
                 self.ack([delivery])
             elif outcome is not None:
                 again = min(HOLD, _early(delivery.message, self._clock.now()))
