@@ -37,6 +37,9 @@ def url() -> str:
     """Where the broker is; started by the first call."""
     broker = provide_rabbitmq()
     broker.start()
+    if broker.controlled:
+        # Of its 512 MB a quorum queue's log alone may take all: an alarm would stop everybody.
+        broker.ctl("set_vm_memory_high_watermark", "absolute", "4GB")
     _kept.append(broker)
     return broker.url
 

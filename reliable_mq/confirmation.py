@@ -248,10 +248,14 @@ class Confirmations:
         return self._collect()
 
     def _wait_for_one(self, seconds: float) -> None:
-        """Until the oldest that is on its way has ended, or so long."""
+        """Until some that are on their way have ended, or so long."""
         while self._ended_before < len(self._confirmations):  # no slice: it would copy thousands
             confirmation = self._confirmations[self._ended_before]
             if not confirmation.done():
+                # One further behind, if it is still open: then there is room for many at once.
+                behind = self._confirmations[(self._ended_before + len(self)) // 2]
+                if not behind.done():
+                    confirmation = behind
                 ended = threading.Event()
                 confirmation.add_done_callback(_setter(ended))
                 ended.wait(seconds)

@@ -37,6 +37,7 @@ class Sender(Protocol):
     """What hears the answers. On the I/O thread."""
 
     def ready(self) -> None: ...
+    def blocked(self, why: str) -> None: ...
     def channel_closed(self, why: str) -> None: ...
     def channel_lost(self) -> None: ...
     def unsendable(self, entry: Entry, why: str) -> None: ...
@@ -155,7 +156,9 @@ class PublishChannel:
 
     def _block(self, _connection: Any, _frame: Any) -> None:
         self._blocked = True
-        log.warning("the broker blocks publishing: it is short of memory or disk")
+        why = "the broker blocks publishing: it is short of memory or disk"
+        log.warning(why)
+        self._sender.blocked(why)
 
     def _unblock(self, _connection: Any, _frame: Any) -> None:
         self._blocked = False

@@ -58,7 +58,7 @@ class Options(Struct, frozen=True, kw_only=True):
     lease_timeout: float = 30.0
     consumer_timeout: float = 1_800.0
     max_body: int = 15 * 1024 * 1024
-    window: int = 500
+    window: int = 1_000
 
 
 class Parameters:

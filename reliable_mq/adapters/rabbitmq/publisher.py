@@ -109,7 +109,12 @@ class RabbitPublisher:
             return confirmation
         with self._changed:
             room = self._take_in(entry)
-        if not room:
+            link = self._link if room and not self._called else None
+            self._called = self._called or room
+        if link is not None:
+            # Without the lock: a call writes to a pipe, and whom it wakes wants the lock at once.
+            link.call(self._pump)
+        elif not room:
             confirmation.settle(self._no_answer(entry, "there is no room"))
         return confirmation
 
@@ -191,10 +196,6 @@ class RabbitPublisher:
         self._submitted.append(entry)
         self._open += 1
         self._bytes += entry.size
-        if not self._called:
-            self._called = True
-            assert self._link is not None  # noqa: S101 - started above
-            self._link.call(self._pump)
         return True
 
     def _start(self) -> bool:
@@ -229,6 +230,10 @@ class RabbitPublisher:
         """The channel takes messages."""
         self._reason = "no answer yet"
         self._pump()
+
+    def blocked(self, why: str) -> None:
+        """It takes none for now; what is on its way may get there yet."""
+        self._reason = why
 
     def channel_closed(self, why: str) -> None:
         """The broker closed the channel: over one of the messages, or for want of an exchange."""
@@ -300,6 +305,8 @@ class RabbitPublisher:
         self._window.take(submitted)
         if self._channel is not None:
             self._channel.send(self._window)
+        if self._window.full:
+            self._called = True  # nobody need call: whatever makes room brings us here
         self._tick()
 
     def _tick(self) -> None:

@@ -125,6 +125,12 @@ class Window:
 
     # -- out -----------------------------------------------------------------------------------
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing can be sent before something is answered."""
+        room = 1 if self._careful else self._size
+        return len(self._flight) >= room
+
     def next(self) -> Entry | None:
         """What to send next; it is on its way from now on. None: no room, or nothing to send."""
         room = 1 if self._careful else self._size
