@@ -92,16 +92,15 @@ def by_ours(url: str, arrived: Callable[[bytes], object]) -> Iterator[Sides]:
         arrived(body)
 
     keys = [f"key-{key}" for key in range(KEYS)]
-    submitted: list[Confirmation] = []
+    refused: list[Confirmation] = []  # the others are not kept: that would cost collections
 
     def send(body: bytes, key: int) -> None:
-        submitted.append(mq.submit(TOPIC, body, key=keys[key]))
-
-    def refused() -> int:
-        return sum(isinstance(one.outcome, Backpressure) for one in submitted)
+        confirmation = mq.submit(TOPIC, body, key=keys[key])
+        if confirmation.done() and isinstance(confirmation.outcome, Backpressure):
+            refused.append(confirmation)
 
     with mq:
-        yield send, refused
+        yield send, lambda: len(refused)
 
 
 @contextmanager

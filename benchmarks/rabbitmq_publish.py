@@ -50,7 +50,8 @@ def confirmed(bench: Bench, case: str) -> Result:
         runs[name] = lambda peer=peer, part=part: _sample(part, peer)
     series = bench.interleave(runs)
     value, limit = series["ours"].value, series["limit"].value
-    times = value / series["BlockingConnection"].value
+    blocking = series["BlockingConnection"].value
+    times = value / blocking
     ceiling = series["limit, encoded"].value
     return Result(
         "msg/s",
@@ -62,6 +63,7 @@ def confirmed(bench: Bench, case: str) -> Result:
         cpu_us=series["ours"].cpu_us,
         detail={
             "times_blocking": round(times, 1),
+            "times_blocking_submit": round(series["ours, submit"].value / blocking, 1),
             "times_blocking_by_rounds": by_rounds(series, "ours", "BlockingConnection"),
             "times_blocking_met": None if bench.quick else times >= TIMES_BLOCKING,
             "ratio_by_rounds": by_rounds(series, "ours", "limit"),

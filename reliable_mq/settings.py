@@ -8,6 +8,7 @@ adapter a URL means.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from reliable_mq.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from reliable_mq.adapters.base import Transport
     from reliable_mq.clock import Clock
@@ -26,7 +27,6 @@ __all__ = ["Settings", "open_transport", "read_settings"]
 DEFAULT_PUBLISH_TIMEOUT: Final = 10.0
 #: Schemes whose adapters are not built yet, and what they will be.
 COMING: Final = {
-    "kafka": "Kafka",
     "rocketmq": "RocketMQ",
     "rocketmq-legacy": "RocketMQ",
 }
@@ -86,44 +86,75 @@ def open_transport(url: str, *, clock: Clock) -> Transport:
 
     Raises: ConfigurationError for a URL that means nothing here; its text hides the password.
     """
-    parts = urlsplit(url)
-    scheme = parts.scheme
+    scheme = urlsplit(url).scheme
     if scheme in COMING:
         broker = COMING[scheme]
         msg = f"{shown(url)}: the adapter for {broker} is not built yet; use sqlite:///file.db"
         raise ConfigurationError(msg)
-    if scheme == "memory":
-        # Imported here: an app pays for the adapter it uses, and for its client library, only.
-        from reliable_mq.adapters.memory import (
-            CAPABILITIES,
-            MemoryBroker,
-            MemoryTransport,
-        )
+    if scheme not in BUILT:
+        built = ("sqlite:///file", "memory://", "amqp://host", "kafka://host")
+        known = ", ".join([*built, *(f"{name}://" for name in COMING)])
+        what = f"{scheme}://" if scheme else "this"
+        msg = f"{shown(url)}: no adapter for {what}; there are {known}"
+        raise ConfigurationError(msg)
+    return BUILT[scheme](url, clock)
 
-        capabilities = replace(CAPABILITIES, **_options(url, "lease_timeout", "max_body"))
-        return MemoryTransport(MemoryBroker(clock, capabilities=capabilities))
-    if scheme == "sqlite":
-        from reliable_mq.adapters.sqlite import SqliteTransport
 
-        path = parts.path.removeprefix("/")
-        if parts.netloc or not path:
-            msg = f"{shown(url)}: write sqlite:///file.db, or sqlite:////absolute/path.db"
-            raise ConfigurationError(msg)
-        return SqliteTransport(path, clock=clock, **_options(url, *OPTIONS))
-    if scheme in ("amqp", "amqps"):
-        try:
-            from reliable_mq.adapters.rabbitmq import RabbitTransport
-        except ModuleNotFoundError as error:
-            if error.name != "pika":
-                raise
-            msg = f"{shown(url)} needs pika: pip install 'reliable-mq[rabbitmq]'"
-            raise ConfigurationError(msg) from error
+# Adapters are imported here: an app pays for the one it uses, and for its client library, only.
 
-        return RabbitTransport(url, clock=clock)
-    built = ("sqlite:///file", "memory://", "amqp://host")
-    known = ", ".join([*built, *(f"{name}://" for name in COMING)])
-    msg = f"{shown(url)}: no adapter for {scheme + '://' if scheme else 'this'}; there are {known}"
-    raise ConfigurationError(msg)
+
+def _memory(url: str, clock: Clock) -> Transport:
+    from reliable_mq.adapters.memory import CAPABILITIES, MemoryBroker, MemoryTransport
+
+    capabilities = replace(CAPABILITIES, **_options(url, "lease_timeout", "max_body"))
+    return MemoryTransport(MemoryBroker(clock, capabilities=capabilities))
+
+
+def _sqlite(url: str, clock: Clock) -> Transport:
+    from reliable_mq.adapters.sqlite import SqliteTransport
+
+    parts = urlsplit(url)
+    path = parts.path.removeprefix("/")
+    if parts.netloc or not path:
+        msg = f"{shown(url)}: write sqlite:///file.db, or sqlite:////absolute/path.db"
+        raise ConfigurationError(msg)
+    return SqliteTransport(path, clock=clock, **_options(url, *OPTIONS))
+
+
+def _rabbitmq(url: str, clock: Clock) -> Transport:
+    with _extra(url, "pika", "rabbitmq"):
+        from reliable_mq.adapters.rabbitmq import RabbitTransport
+
+    return RabbitTransport(url, clock=clock)
+
+
+def _kafka(url: str, clock: Clock) -> Transport:
+    with _extra(url, "confluent_kafka", "kafka"):
+        from reliable_mq.adapters.kafka import KafkaTransport
+
+    return KafkaTransport(url, clock=clock)
+
+
+@contextmanager
+def _extra(url: str, package: str, extra: str) -> Iterator[None]:
+    """What an import within lacks is told as what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        name = package.replace("_", "-")
+        msg = f"{shown(url)} needs {name}: pip install 'reliable-mq[{extra}]'"
+        raise ConfigurationError(msg) from error
+
+
+BUILT: Final[dict[str, Callable[[str, Clock], Transport]]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "amqp": _rabbitmq,
+    "amqps": _rabbitmq,
+    "kafka": _kafka,
+}
 
 
 def shown(url: str) -> str:

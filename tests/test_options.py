@@ -171,7 +171,9 @@ def test_a_setting_that_cannot_be_is_refused(topology: str, timeout: str, text: 
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("kafka://localhost", "Kafka is not built yet"),
+        ("rocketmq://localhost", "RocketMQ is not built yet"),
+        ("kafka://user:secret@host/?color=red", "unknown option 'color'"),
+        ("kafka://user:secret@host/?acks=1", "all in-sync replicas"),
         ("amqp://user:secret@host/?color=red", "unknown option 'color'"),
         ("nats://localhost", "no adapter for nats://"),
         ("orders.db", "no adapter for this"),

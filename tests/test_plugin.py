@@ -41,8 +41,8 @@ def test_a_broker_can_be_named_or_given_by_its_url(tmp_path: Path) -> None:
     assert real_broker("sqlite", tmp_path, "t").url.startswith(f"sqlite:///{tmp_path}")
     assert real_broker("memory://", tmp_path, "t").url == "memory://"
     with pytest.raises(pytest.UsageError, match="not built yet"):
-        real_broker("kafka", tmp_path, "t")
-    with pytest.raises(pytest.UsageError, match="sqlite, rabbitmq, or a URL"):
+        real_broker("rocketmq", tmp_path, "t")
+    with pytest.raises(pytest.UsageError, match="sqlite, rabbitmq, kafka, or a URL"):
         real_broker("nonsense", tmp_path, "t")
 
 

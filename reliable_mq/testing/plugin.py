@@ -5,7 +5,7 @@
         t.publish("orders", {"id": 1}, key="a")
         t.run_until_idle()
 
-    def test_for_real(reliable_mq_broker):      # pytest --reliable-mq=rabbitmq, sqlite, or a URL
+    def test_for_real(reliable_mq_broker):      # pytest --reliable-mq=kafka, rabbitmq, or a URL
         mq = ReliableMQ(reliable_mq_broker.url)
         orders = reliable_mq_broker.name("orders")
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 __all__ = ["RealBroker"]
 
 #: Brokers that can be named without a URL: each has a fixture that starts it.
-STARTED: Final = ("rabbitmq",)
+STARTED: Final = ("rabbitmq", "kafka")
 
 #: The same, but what makes an app of ours talk to them is not built yet.
-COMING: Final = ("kafka", "rocketmq")
+COMING: Final = ("rocketmq",)
 
 
 class RealBroker:
@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--reliable-mq",
         default=None,
         metavar="BROKER",
-        help="broker of the fixture reliable_mq_broker: sqlite (default), rabbitmq, or a URL",
+        help="broker of reliable_mq_broker: sqlite (default), rabbitmq, kafka, or a URL",
     )
 
 
@@ -125,7 +125,10 @@ def real_broker(wanted: str, tmp_path: Path, test: str) -> RealBroker:
     if "://" in wanted:
         return RealBroker(wanted, test)
     if wanted in COMING:
-        msg = f"--reliable-mq={wanted}: not built yet; there is sqlite, rabbitmq, or a URL"
+        msg = f"--reliable-mq={wanted}: not built yet; there is sqlite, rabbitmq, kafka, or a URL"
     else:
-        msg = f"--reliable-mq={wanted}: sqlite, rabbitmq, or a URL such as sqlite:////tmp/test.db"
+        msg = (
+            f"--reliable-mq={wanted}: sqlite, rabbitmq, kafka, or a URL such as "
+            "sqlite:////tmp/test.db"
+        )
     raise pytest.UsageError(msg)

@@ -27,6 +27,9 @@ OTHERS: Final = 0xFFFF ^ (CONTENT_TYPE | HEADERS | DELIVERY_MODE | MESSAGE_ID | 
 #: Kinds of values in a table: text, bytes, a number.
 TEXT, BYTES, LONG = ord("S"), ord("x"), ord("l")
 
+#: The first byte of a short string.
+LENGTHS: Final = [bytes((length,)) for length in range(256)]
+
 _head = Layout(">H").pack
 _size = Layout(">I").pack
 _time = Layout(">Q").pack
@@ -52,9 +55,17 @@ def encode(
     Short strings are at most 255 bytes: the caller sees to that.
     """
     table: list[bytes] = []
+    add = table.append
     for name, value in headers.items():
-        kind, data = (b"S", value.encode()) if isinstance(value, str) else (b"x", value)
-        table += (_name(name), kind, _size(len(data)), data)
+        add(_name(name))
+        if isinstance(value, str):
+            data = value.encode()
+            add(b"S")
+        else:
+            data = value
+            add(b"x")
+        add(_size(len(data)))
+        add(data)
     rows = b"".join(table)
     flags, first, last = HEADERS | DELIVERY_MODE | MESSAGE_ID, b"", b""
     if content_type is not None:
@@ -65,7 +76,7 @@ def encode(
         last = _time(timestamp)
     id = message_id.encode()
     encoded = b"".join(
-        (_head(flags), first, _size(len(rows)), rows, b"\x02", bytes((len(id),)), id, last)
+        (_head(flags), first, _size(len(rows)), rows, b"\x02", LENGTHS[len(id)], id, last)
     )
     return Properties(content_type, headers, message_id, timestamp, encoded)
 

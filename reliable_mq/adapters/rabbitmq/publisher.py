@@ -68,8 +68,9 @@ class RabbitPublisher:
         self._parameters = parameters
         self._clock = clock
         self._pid = os.getpid()
-        #: Guards what `submit` and `close` share with the I/O thread.
-        self._changed = threading.Condition()
+        #: Guards what `submit` and `close` share with the I/O thread; and tells `close` of it.
+        self._gate = threading.Lock()
+        self._changed = threading.Condition(self._gate)
         self._submitted: deque[Entry] = deque()
         self._open = 0
         self._bytes = 0
@@ -107,7 +108,7 @@ class RabbitPublisher:
         except PublishError as error:
             confirmation.settle(error)
             return confirmation
-        with self._changed:
+        with self._gate:
             room = self._take_in(entry)
             link = self._link if room and not self._called else None
             self._called = self._called or room
@@ -120,7 +121,7 @@ class RabbitPublisher:
 
     def close(self, timeout: float) -> list[Message]:
         """See Publisher.close."""
-        with self._changed:
+        with self._gate:
             self._closed = True
             link = self._link
             if link is None:
@@ -155,11 +156,11 @@ class RabbitPublisher:
         deadline: float | None,
     ) -> Entry:
         message = confirmation.message
-        now = self._clock.now()
         delay = to.delay if isinstance(to, RetryCopy) else 0.0
         if not_before is not None:
-            delay = max(delay, not_before - now)
-        properties = self._properties(message, now + delay if delay > 0 else None)
+            delay = max(delay, not_before - self._clock.now())
+        due = self._clock.now() + delay if delay > 0 else None
+        properties = self._properties(message, due)
         route: Route | None
         if delay > 0:
             route = Route(address_of(message, to), rung(delay))
@@ -171,9 +172,7 @@ class RabbitPublisher:
             route, address = None, address_of(message, to)
         size = size_of(message, to, self._parameters.options.max_body)
         key = None if message.key is None else (address, message.key)
-        return Entry(
-            confirmation, address, properties, key=key, route=route, deadline=deadline, size=size
-        )
+        return Entry(confirmation, address, properties, key, route, deadline, size)
 
     def _route(self, message: Message, to: Topic) -> Route:
         if len(self._routes) >= ROUTES:
@@ -299,7 +298,7 @@ class RabbitPublisher:
         self._pump()
 
     def _pump(self) -> None:
-        with self._changed:
+        with self._gate:
             self._called = False
             submitted, self._submitted = self._submitted, deque()
         self._window.take(submitted)
@@ -361,14 +360,14 @@ class RabbitPublisher:
 
     def _leave(self, count: int, size: int) -> None:
         # Before they are settled: who hears of it finds room for more.
-        with self._changed:
+        with self._gate:
             self._open -= count
             self._bytes -= size
             if not self._open:
                 self._changed.notify_all()
 
     def _give_up(self) -> list[Message]:
-        with self._changed:
+        with self._gate:
             submitted, self._submitted = self._submitted, deque()
         entries: Sequence[Entry] = [*self._window.all(), *submitted]
         rest = []

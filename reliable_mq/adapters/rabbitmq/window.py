@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Hashable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable, Iterator
+from msgspec import Struct
 
-    from reliable_mq.adapters.rabbitmq.names import Address, Route
-    from reliable_mq.confirmation import Confirmation
+from reliable_mq.adapters.rabbitmq.names import Address, Route
+from reliable_mq.confirmation import Confirmation
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
 
 __all__ = ["Entry", "Window"]
 
@@ -31,51 +35,25 @@ FIRST_PAUSE: Final = 0.01
 LONGEST_PAUSE: Final = 1.0
 
 
-class Entry:
+class Entry(Struct, eq=False, gc=False):  # no cycle goes through it
     """One publish.
 
     key: what keeps its order with it; None: nothing. route: what has to be there before it is sent;
     None: nothing. over: it has ended without a Receipt, so it is not sent any more.
     """
 
-    __slots__ = (
-        "address",
-        "confirmation",
-        "deadline",
-        "in_doubt",
-        "key",
-        "number",
-        "on_its_way",
-        "over",
-        "properties",
-        "route",
-        "size",
-        "tries",
-    )
-
-    def __init__(
-        self,
-        confirmation: Confirmation,
-        address: Address,
-        properties: Any,
-        *,
-        key: Hashable = None,
-        route: Route | None = None,
-        deadline: float | None = None,
-        size: int = 0,
-    ) -> None:
-        self.confirmation = confirmation
-        self.address = address
-        self.properties = properties
-        self.key = key
-        self.route = route
-        self.deadline = deadline
-        self.size = size
-        self.number = 0
-        self.tries = 0
-        self.on_its_way = False
-        self.in_doubt = False
-        self.over = False
+    confirmation: Confirmation
+    address: Address
+    properties: Any
+    key: Hashable = None
+    route: Route | None = None
+    deadline: float | None = None
+    size: int = 0
+    number: int = 0
+    tries: int = 0
+    on_its_way: bool = False
+    in_doubt: bool = False
+    over: bool = False
 
 
 class _Held:
