@@ -102,6 +102,10 @@ class OffsetTracker:
             return self._slots[0].offset
         return None if self._last is None else self._last + 1
 
+    def done_behind(self) -> list[int]:
+        """Offsets that are done behind one that is not."""
+        return [slot.offset for slot in self._slots if slot.done]
+
     @property
     def pending(self) -> int:
         """Slots that a commit would not cover: those not done, and done ones behind them."""

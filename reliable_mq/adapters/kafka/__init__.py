@@ -70,9 +70,7 @@ class KafkaTransport:
         if missing:
             text = f"topics {', '.join(map(repr, missing))} are missing: declare them, mq.topic(…)"
             raise ConfigurationError(text)
-        return KafkaSubscription(
-            self._config, subscribe, on_revoke, self._clock, self._admin.topic_id
-        )
+        return KafkaSubscription(self._config, subscribe, on_revoke, self._clock, self._admin)
 
     def close(self) -> None:
         """Nothing is held but a client that only asks."""

@@ -54,7 +54,6 @@ class Admin:
         self._gate = threading.Lock()
         self._nap = threading.Event()  # never set: something to wait on
         self._client: Any = None
-        self._topic_ids: dict[str, str] = {}
 
     @property
     def client(self) -> Any:
@@ -140,16 +139,19 @@ class Admin:
         return True
 
     def topic_id(self, name: str) -> str:
-        """What tells this topic from another one of the same name."""
-        found = self._topic_ids.get(name)
-        if found is None:
-            try:
-                described = self.client.describe_topics(TopicCollection([name]))
-                found = str(described[name].result(ASKING).topic_id)
-            except (KafkaException, AttributeError):
-                found = name
-            self._topic_ids[name] = found
-        return found
+        """What tells this topic from another one of the same name; "" where brokers are too old."""
+        try:
+            described = self.describe([name])[name].result(ASKING)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError._UNSUPPORTED_FEATURE:
+                return ""
+            raise
+        return str(described.topic_id)
+
+    def describe(self, names: Iterable[str]) -> Mapping[str, Any]:
+        """A future of what each topic is. Returns at once."""
+        asked = TopicCollection(list(names))
+        return self.client.describe_topics(asked, request_timeout=ASKING)  # type: ignore[no-any-return]
 
     def lag(self, topic: str, group: str) -> int:
         """Messages that the group has not finished."""
@@ -159,7 +161,7 @@ class Admin:
         for number, end in ends.items():
             offset, metadata = committed.get(number, (NEVER, ""))
             first = begins[number] if offset < 0 else offset
-            left += end - first - len([one for one in decode(first, metadata) if one < end])
+            left += end - first - len([one for one in decode(first, metadata).done if one < end])
         return left
 
     def committed(self, topic: str, group: str) -> dict[int, tuple[int, str]]:

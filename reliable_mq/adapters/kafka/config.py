@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Options", "parse"]
 
+#: Seconds that librdkafka may be late to notice that nobody polls.
+LATE: Final = 0.5
 #: Names of librdkafka that would break a promise, and why.
 REFUSED: Final[dict[str, str]] = {
     "acks": "a Receipt means that all in-sync replicas have the message",
@@ -94,7 +96,7 @@ class Config:
             "enable.idempotence": True,
             "acks": "all",
             "partitioner": "murmur2_random",
-            "linger.ms": self._native.get("linger.ms", 5),
+            "linger.ms": self._native.get("linger.ms", 0),  # under load batches form by themselves
             "compression.type": self._native.get("compression.type", "none"),
             "message.timeout.ms": 0,  # without end: our own deadlines tell, and leave no gap
             "message.max.bytes": self.options.max_body + 512 * 1024,
@@ -116,7 +118,7 @@ class Config:
             "topic.metadata.refresh.interval.ms": 5_000,
             "fetch.wait.max.ms": 100,
             "queued.max.messages.kbytes": 32 * 1024,
-            "max.poll.interval.ms": int(options.lease_timeout * 1000),
+            "max.poll.interval.ms": int((options.lease_timeout - LATE) * 1000),
         }
         if options.group_protocol == "consumer":
             return config | {"group.protocol": "consumer"}
@@ -167,8 +169,8 @@ def _checked(text: str, options: Options) -> Options:
         if getattr(options, name) not in allowed:
             msg = f"{text}: {name}={getattr(options, name)!r}: it is one of {', '.join(allowed)}"
             raise ConfigurationError(msg)
-    if options.lease_timeout < options.session_timeout:
-        msg = f"{text}: lease_timeout has to be at least session_timeout"
+    if options.lease_timeout < options.session_timeout + LATE:
+        msg = f"{text}: lease_timeout has to be at least session_timeout and {LATE} s"
         raise ConfigurationError(msg)
     return options
 

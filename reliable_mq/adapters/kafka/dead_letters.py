@@ -38,11 +38,12 @@ def browse(config: Config, admin: Admin, topic: str, group: str, limit: int) -> 
         raise ConfigurationError(text)
     done = _done(admin, name)
     found: list[tuple[int, StoredMessage]] = []
+    topic_id = admin.topic_id(name)
     for record in _records(config, name, partitions):
         offset, above = done.get(record.partition(), (0, frozenset()))
         if record.offset() < offset or record.offset() in above:
             continue
-        message = from_record(topic, admin.topic_id, record)
+        message = from_record(topic, topic_id, record)
         position = f"{record.partition()}/{record.offset()}"
         found.append((record.timestamp()[1], StoredMessage(message, position)))
     found.sort(key=lambda pair: pair[0])
@@ -78,7 +79,7 @@ def discard(admin: Admin, topic: str, group: str, positions: Sequence[int | str]
 def _done(admin: Admin, name: str) -> dict[int, tuple[int, frozenset[int]]]:
     committed = admin.committed(name, name)
     return {
-        number: (max(0, offset), decode(max(0, offset), metadata))
+        number: (max(0, offset), decode(max(0, offset), metadata).done)
         for number, (offset, metadata) in committed.items()
     }
 

@@ -1,4 +1,4 @@
-"""Which offsets above the committed one are done, as the metadata of the commit.
+"""What a commit says beside its offset: of which topic it is, and which offsets above are done.
 
 A commit says up to where all is done. What is done behind a gap would run again after a restart or
 a move to another member; so it goes along, as a set of bits from the committed offset on, in
@@ -6,7 +6,10 @@ base64, compressed where that is shorter (the idea: Confluent's Parallel Consume
 the format is ours). The broker takes 4,096 bytes: 24,000 offsets fit whatever their pattern, and
 what is beyond is left out, which makes it run again and loses nothing.
 
-    "rmq1" + "b" or "z" + base64 of the bits, the lowest first
+A topic that is deleted and made again under the same name keeps the offsets of its groups, which
+then mean other messages: the topic's id tells.
+
+    "rmq1" + topic id + "." + "b" or "z" + base64 of the bits, the lowest first
 
 Text of others, or of a later format, says nothing: everything from the committed offset on runs.
 """
@@ -16,12 +19,12 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["SPAN", "decode", "encode"]
+__all__ = ["SPAN", "Said", "decode", "encode"]
 
 #: Offsets from the committed one on that fit into LONGEST bytes.
 SPAN: Final = 24_000
@@ -31,35 +34,44 @@ PREFIX: Final = "rmq1"
 PLAIN, PACKED = "b", "z"
 
 
-def encode(position: int, done: Iterable[int]) -> str:
-    """The metadata of a commit at `position`; "" where nothing above it is done."""
-    bits = 0
+class Said(NamedTuple):
+    """What a commit says; "" and nothing where it says nothing."""
+
+    topic_id: str = ""
+    done: frozenset[int] = frozenset()
+
+
+def encode(position: int, done: Iterable[int], topic_id: str = "") -> str:
+    """The metadata of a commit at `position`."""
+    bits = bytearray(SPAN // 8)
     for offset in done:
-        if position <= offset < position + SPAN:
-            bits |= 1 << (offset - position)
-    if not bits:
-        return ""
-    plain = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+        at = offset - position
+        if 0 <= at < SPAN:
+            bits[at >> 3] |= 1 << (at & 7)
+    plain = bytes(bits.rstrip(b"\0"))
     packed = zlib.compress(plain, 6)
     kind, data = (PACKED, packed) if len(packed) < len(plain) else (PLAIN, plain)
-    return f"{PREFIX}{kind}{base64.b64encode(data).decode()}"
+    return f"{PREFIX}{topic_id}.{kind}{base64.b64encode(data).decode()}"
 
 
-def decode(position: int, metadata: str | None) -> frozenset[int]:
-    """What is done above a commit at `position`. Never raises: others may write what they like."""
+def decode(position: int, metadata: str | None) -> Said:
+    """What a commit at `position` says. Never raises: others may write what they like."""
     if not metadata or not metadata.startswith(PREFIX) or len(metadata) > LONGEST:
-        return frozenset()
-    kind, text = metadata[len(PREFIX) : len(PREFIX) + 1], metadata[len(PREFIX) + 1 :]
+        return Said()
+    topic_id, dot, text = metadata[len(PREFIX) :].partition(".")
+    data = _bits(text[:1], text[1:])
+    if not dot or data is None or len(data) > SPAN // 8:
+        return Said()
+    bits = int.from_bytes(data, "little")
+    done = [position + at for at in range(bits.bit_length()) if data[at >> 3] >> (at & 7) & 1]
+    return Said(topic_id, frozenset(done))
+
+
+def _bits(kind: str, text: str) -> bytes | None:
     try:
         data = base64.b64decode(text, validate=True)
         if kind == PACKED:
-            unpacking = zlib.decompressobj()
-            data = unpacking.decompress(data, SPAN // 8 + 1)
-        elif kind != PLAIN:
-            return frozenset()
+            return zlib.decompressobj().decompress(data, SPAN // 8 + 1)
     except (ValueError, binascii.Error, zlib.error):
-        return frozenset()
-    if len(data) > SPAN // 8:
-        return frozenset()
-    bits = int.from_bytes(data, "little")
-    return frozenset(position + index for index in range(bits.bit_length()) if bits >> index & 1)
+        return None
+    return data if kind == PLAIN else None

@@ -7,16 +7,22 @@ late, of an assignment that is over, marks something that nobody looks at any mo
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import TopicPartition
 
 from reliable_mq.adapters.kafka.metadata import encode
 from reliable_mq.message import Lease
 from reliable_mq.ordering.tracker import OffsetTracker
 
 if TYPE_CHECKING:
+    from reliable_mq.adapters.kafka.position import Position
     from reliable_mq.ordering.tracker import Slot
 
-__all__ = ["KafkaLease", "Partition"]
+__all__ = ["WINDOW", "KafkaLease", "Partition"]
+
+#: Offsets from the first that is not done to the last that came.
+WINDOW: Final = 20_000
 
 
 class KafkaLease(Lease):
@@ -25,47 +31,61 @@ class KafkaLease(Lease):
     __slots__ = ("partition", "slot")
 
     def __init__(self, partition: Partition, slot: Slot) -> None:
-        super().__init__()
+        self.lost = False
         self.partition = partition
         self.slot = slot
 
 
 class Partition:
-    """The owner thread only."""
+    """The owner thread only.
 
-    def __init__(
-        self, topic: str, number: int, position: int, finished: frozenset[int], window: int
-    ) -> None:
-        self.topic = topic
-        self.number = number
+    owner: the topic that its messages belong to, which of a retry topic is another one.
+    """
+
+    def __init__(self, at: Position, owner: str) -> None:
+        self.topic = at.topic
+        self.number = at.partition
+        self.topic_id = at.topic_id
+        self.owner = owner
         #: The next offset that we have not fetched; and the next that was not asked for.
-        self.fetched = position
-        self._next = position
-        self.tracker = OffsetTracker(window)
+        self.fetched = at.offset
+        self._next = at.offset
+        self.tracker = OffsetTracker(WINDOW)
         self.in_hand: set[KafkaLease] = set()
         #: Done, and no commit has covered it yet.
         self.unsettled: list[KafkaLease] = []
         #: Records that were fetched and not asked for yet.
         self.inbox: deque[Any] = deque()
+        #: Monotonic seconds: what is next in the inbox is not due before.
+        self.rests_until = 0.0
         self.paused = False
-        self.dirty = False
-        self._position = position
-        self._finished = finished
-        #: Done above the head, as offsets: what the metadata of a commit says.
-        self._done: set[int] = set()
+        #: Whether there is something to commit: at first, where a group without a position begins.
+        self.dirty = at.is_new
+        self._position = at.offset
+        self._finished = at.done
 
-    def expects(self, offset: int) -> bool:
-        """Whether this offset is the next, or later. What was fetched before a seek is not."""
-        return offset >= self.fetched
+    @property
+    def place(self) -> TopicPartition:
+        """As librdkafka names it."""
+        return TopicPartition(self.topic, self.number)
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether none of its records can be handed out: the window is full, or it is not time."""
+        if self.rests_until > now:
+            return True
+        if self.paused:  # once it was full, it takes more when there is room for many
+            self.tracker.advance()
+            return self.tracker.pending > WINDOW // 2
+        if self.tracker.full:
+            self.tracker.advance()
+        return self.tracker.full
 
     def receive(self, offset: int) -> Slot | None:
         """A record is taken; None: it was finished before, by us or by another member."""
         self._next = offset + 1
         slot = self.tracker.add(offset)
         if offset in self._finished:
-            slot.done = True
-            self._done.add(offset)
-            self.dirty = True
+            slot.done = self.dirty = True
             return None
         return slot
 
@@ -73,20 +93,18 @@ class Partition:
         """It is done."""
         self.in_hand.discard(lease)
         lease.slot.done = True
-        self._done.add(lease.slot.offset)
         self.unsettled.append(lease)
         self.dirty = True
 
-    def to_commit(self) -> tuple[int, str]:
-        """Offset and metadata: up to where all is done, and what is done above."""
+    def to_commit(self) -> TopicPartition:
+        """Up to where all is done, and in the metadata what is done above."""
         position = self.tracker.advance()
-        if position is None:
-            position = self._position
-        if position > self._position:
+        if position is not None and position > self._position:
             self._position = position
-            self._done = {offset for offset in self._done if offset >= position}
-        ahead = {offset for offset in self._finished if offset >= self._next}
-        return position, encode(position, self._done | ahead)
+        ahead = [offset for offset in self._finished if offset >= self._next]
+        done = [*self.tracker.done_behind(), *ahead]
+        text = encode(self._position, done, self.topic_id)
+        return TopicPartition(self.topic, self.number, self._position, text)
 
     def lose(self) -> list[Lease]:
         """The assignment is over: what no commit has covered is somebody else's."""

@@ -5,68 +5,95 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
+from msgspec import Struct
 
 from reliable_mq.adapters.kafka.metadata import decode
 from reliable_mq.errors import ConnectionFailed, TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from reliable_mq.adapters.base import Start, Subscribe
 
-__all__ = ["Positions", "resolve"]
+__all__ = ["Position", "Positions", "resolve"]
 
 #: Seconds that each question to the broker may take.
 ASKING: Final = 10.0
 
 
-class Positions:
-    """Of one consumer. The owner thread, inside its poll."""
+class Position(Struct, frozen=True):
+    """Where to begin with a partition.
 
-    def __init__(self, consumer: Any, subscribe: Subscribe, on_out_of_range: str) -> None:
+    done: what is done behind the offset. is_new: the group had no position there.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    topic_id: str = ""
+    done: frozenset[int] = frozenset()
+    is_new: bool = False
+
+
+class Positions:
+    """Of one consumer. The owner thread, inside its poll.
+
+    Args:
+        topic_id: Tells a topic from another one of the same name.
+    """
+
+    def __init__(
+        self,
+        consumer: Any,
+        subscribe: Subscribe,
+        on_out_of_range: str,
+        topic_id: Callable[[str], str],
+    ) -> None:
         self._consumer = consumer
         self._asks = subscribe
         self._on_out_of_range = on_out_of_range
+        self._topic_id = topic_id
 
-    def of(
-        self, partitions: Sequence[TopicPartition]
-    ) -> list[tuple[TopicPartition, frozenset[int], bool]]:
-        """Each with its offset, what is done above, and whether the group had no position there.
+    def of(self, partitions: Sequence[TopicPartition]) -> list[Position]:
+        """Where to begin with each.
 
         Raises: ConnectionFailed when the broker does not answer; TransportError when a committed
-            offset is not there any more.
+            offset is not there any more, or was one of another topic of that name.
         """
         try:
             committed = self._consumer.committed(list(partitions), timeout=ASKING)
-            return [self._one(one) for one in committed]
+            ids = {topic: self._topic_id(topic) for topic in {one.topic for one in committed}}
+            return [self._one(one, ids[one.topic]) for one in committed]
         except KafkaException as error:
             text = f"group {self._asks.group!r}: its offsets cannot be had: {error}"
             raise ConnectionFailed(text) from error
 
-    def _one(self, one: TopicPartition) -> tuple[TopicPartition, frozenset[int], bool]:
-        start = self._asks.start if one.topic in self._asks.topics else "earliest"
-        if one.offset < 0:
-            offset = resolve(self._consumer, one.topic, one.partition, start)
-            return TopicPartition(one.topic, one.partition, offset), frozenset(), start is not None
-        low, high = self._consumer.get_watermark_offsets(
-            TopicPartition(one.topic, one.partition), timeout=ASKING, cached=False
-        )
-        offset = one.offset
-        if not low <= offset <= high:
-            offset = self._moved(one, low, high)
-        finished = decode(one.offset, one.metadata) if offset == one.offset else frozenset()
-        return TopicPartition(one.topic, one.partition, offset), finished, False
-
-    def _moved(self, one: TopicPartition, low: int, high: int) -> int:
-        where = f"offset {one.offset} of {one.topic!r}, partition {one.partition}"
+    def _one(self, one: TopicPartition, topic_id: str) -> Position:
+        if one.error is not None:
+            raise KafkaException(one.error)
+        topic, number, offset = one.topic, one.partition, one.offset
+        if offset < 0:
+            start = self._asks.start if topic in self._asks.topics else "earliest"
+            begin = resolve(self._consumer, topic, number, start)
+            return Position(topic, number, begin, topic_id, is_new=start is not None)
+        said = decode(offset, one.metadata)
+        place = TopicPartition(topic, number)
+        low, high = self._consumer.get_watermark_offsets(place, timeout=ASKING, cached=False)
+        if said.topic_id and topic_id and said.topic_id != topic_id:
+            why = "the topic was deleted and made again since"
+        elif not low <= offset <= high:
+            why = f"the broker has {low} to {high}: retention was faster, or it lost its data"
+        else:
+            return Position(topic, number, offset, topic_id, said.done)
         if self._on_out_of_range == "error":
             text = (
-                f"group {self._asks.group!r} has committed {where}, and the broker has {low} to "
-                f"{high}: retention was faster, or the topic was made again. Say "
-                "on_out_of_range=earliest or latest in the URL, or reset the group"
+                f"group {self._asks.group!r} has committed offset {offset} of {topic!r}, partition "
+                f"{number}, and {why}. Say on_out_of_range=earliest or latest in the URL, or reset "
+                "the group"
             )
             raise TransportError(text)
-        return low if self._on_out_of_range == "earliest" else high
+        moved = low if self._on_out_of_range == "earliest" else high
+        return Position(topic, number, moved, topic_id, is_new=True)
 
     def out_of_range(self, record: Any) -> TransportError:
         """The error for an offset that went away while it was read."""

@@ -1,11 +1,13 @@
 """Publishing: any thread hands in, librdkafka sends in batches, one thread hears the reports.
 
     submit ──> produce ──> librdkafka ──> broker ──> report ──> Confirmation
-       └─> waiting: its topic is not known yet
+       └─> waiting: its topic is not known yet, or librdkafka takes no more
 
 librdkafka never gives a message up by itself (`message.timeout.ms=0`), so it leaves no gap that
 later ones of a key would pass; when the deadline of a message is over, it ends as unknown here, and
-may still be stored. What a fatal error of librdkafka has to do to the producer is not built yet.
+may still be stored. After an error that is fatal for librdkafka (a sequence that the broker does
+not know, a producer that is fenced) all that is open goes to a new one, in its order, with its ids:
+what had been stored is stored twice.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 
 from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer, size_of
 from reliable_mq.adapters.kafka.names import LONGEST_NAME, is_legal, where
+from reliable_mq.adapters.kafka.reports import Said, what_is_said
+from reliable_mq.adapters.kafka.token import Token
 from reliable_mq.adapters.kafka.wire import headers_of
 from reliable_mq.confirmation import Confirmation
 from reliable_mq.errors import (
@@ -33,7 +37,7 @@ from reliable_mq.errors import (
 from reliable_mq.message import Receipt, RetryCopy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from reliable_mq.adapters.kafka.config import Config
     from reliable_mq.clock import Clock
@@ -46,61 +50,12 @@ log = logging.getLogger("reliable_mq.kafka")
 #: Seconds of one wait for reports, and between two looks for what is over its deadline.
 LOOK: Final = 0.05
 #: Seconds that asking for a topic takes at most.
-ASKING: Final = 5.0
-
-DEFINITE: Final = frozenset(
-    {
-        KafkaError.MSG_SIZE_TOO_LARGE,
-        KafkaError.INVALID_MSG_SIZE,
-        KafkaError.RECORD_LIST_TOO_LARGE,
-        KafkaError.INVALID_RECORD,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_EXCEPTION,
-        KafkaError.POLICY_VIOLATION,
-    }
-)
-MISSING: Final = frozenset(
-    {KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION}
-)
-
-
-class Token:
-    """One publish on its way; librdkafka calls it with the report."""
-
-    __slots__ = (
-        "confirmation",
-        "deadline",
-        "ended",
-        "headers",
-        "number",
-        "publisher",
-        "size",
-        "to",
-    )
-
-    def __init__(
-        self,
-        publisher: KafkaPublisher,
-        confirmation: Confirmation,
-        to: str,
-        headers: list[tuple[str, bytes | str]],
-        *,
-        deadline: float | None,
-        size: int,
-    ) -> None:
-        self.publisher = publisher
-        self.confirmation = confirmation
-        self.to = to
-        self.headers = headers
-        self.deadline = deadline
-        self.size = size
-        self.number = 0
-        self.ended = False
-
-    def __call__(self, error: Any, record: Any) -> None:
-        """The report. Never raises: it would come out of somebody's poll."""
-        self.publisher.reported(self, error, record)
+ASKING: Final = 1.0
+#: Seconds in which a producer that is given up tells what became of what it had.
+LAST_WORDS: Final = 1.0
+#: Seconds between two new producers: at first, and at most.
+PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 5.0
 
 
 class KafkaPublisher:
@@ -116,18 +71,25 @@ class KafkaPublisher:
         self._make_topic = make_topic
         self._pid = os.getpid()
         #: Guards all below.
-        self._changed = threading.Condition()
+        self._gate = threading.Lock()
+        self._changed = threading.Condition(self._gate)
         self._producer: Any = None
         self._thread: threading.Thread | None = None
         self._known: set[str] = set()
         self._waiting: deque[Token] = deque()
-        self._open: dict[int, Token] = {}
-        self._numbers = 0
+        #: All that has no ending, in the order it came.
+        self._open: dict[Token, None] = {}
         self._bytes = 0
         self._next_deadline = float("inf")
         self._closed = False
         self._stopped = False
         self._reason = ""
+        #: Why librdkafka takes no more; "" while it does.
+        self._broken = ""
+        # The thread's own from here on.
+        self._stored: list[tuple[Token, int, int]] = []
+        self._rebuild_at = 0.0
+        self._pause = PAUSE
 
     def submit(
         self,
@@ -142,35 +104,33 @@ class KafkaPublisher:
             text = f"this publisher to {self._config} was made before a fork: make a new one"
             raise TransportError(text)
         confirmation = Confirmation(message)
+        refused: PublishError | None
         try:
             token = self._token(confirmation, to, not_before, deadline)
         except PublishError as error:
-            confirmation.settle(error)
-            return confirmation
-        with self._changed:
-            refused = self._take_in(token)
+            refused = error
+        else:
+            with self._gate:
+                refused = self._take_in(token)
         if refused is not None:
             confirmation.settle(refused)
         return confirmation
 
     def close(self, timeout: float) -> list[Message]:
         """See Publisher.close."""
-        with self._changed:
+        with self._gate:
             self._closed = True
             self._changed.notify_all()
             thread = self._thread
             if thread is not None and thread is not threading.current_thread():
                 self._changed.wait_for(lambda: not self._open, max(0.0, timeout))
-            rest = list(self._open.values())
-            self._open.clear()
-            waiting = {id(one) for one in self._waiting}
+            rest = list(self._open)
             self._waiting.clear()
             self._stopped = True
             self._changed.notify_all()
-        for token in rest:
-            self._end(token, self._no_answer(token, "the publisher was closed", waiting))
+        self._end_all(rest, "the publisher was closed")
         if thread is not None and thread is not threading.current_thread():
-            thread.join(1.0)
+            thread.join(LAST_WORDS)
         return [token.confirmation.message for token in rest]
 
     # -- handing in ----------------------------------------------------------------------------
@@ -185,37 +145,35 @@ class KafkaPublisher:
         message = confirmation.message
         size = size_of(message, to, self._config.options.max_body)
         name = where(message, to)
-        if len(name) > LONGEST_NAME or not is_legal(name):
+        if name not in self._known and (len(name) > LONGEST_NAME or not is_legal(name)):
             text = f"message {message.id!r}: {name!r} cannot be the name of a topic of Kafka"
             raise Unroutable(text, message)
         due = not_before
         if isinstance(to, RetryCopy) and to.delay > 0:
             due = max(due or 0.0, self._clock.now() + to.delay)
         headers = headers_of(message, None if due is None else repr(due))
-        return Token(self, confirmation, name, headers, deadline=deadline, size=size)
+        return Token(self, confirmation, name, headers, deadline, size)
 
     def _take_in(self, token: Token) -> PublishError | None:
         if self._closed or len(self._open) >= OPEN or self._bytes >= OPEN_BYTES:
-            return self._no_answer(token, "there is no room", in_doubt=False)
+            return self._no_answer(token, "there is no room")
         if self._thread is None and not self._start():
-            return self._no_answer(token, "there is no thread", in_doubt=False)
-        self._numbers += 1
-        token.number = self._numbers
-        if self._waiting or token.to not in self._known:
+            return self._no_answer(token, "there is no thread")
+        if self._waiting or self._broken or token.to not in self._known:
             self._waiting.append(token)
             self._changed.notify_all()
         else:
             error = self._produce(token)
             if error is not None:
                 return error
-        self._open[token.number] = token
+        self._open[token] = None
         self._bytes += token.size
         if token.deadline is not None and token.deadline < self._next_deadline:
             self._next_deadline = token.deadline
         return None
 
     def _produce(self, token: Token) -> PublishError | None:
-        """Hand it to librdkafka; what it refuses at once was certainly not sent."""
+        """Hand it to librdkafka. What that refuses at once was certainly not sent."""
         message = token.confirmation.message
         try:
             self._producer.produce(
@@ -227,17 +185,25 @@ class KafkaPublisher:
                 timestamp=int(message.created_at * 1000),
             )
         except BufferError:
-            return self._no_answer(token, "librdkafka's queue is full", in_doubt=False)
+            return self._no_answer(token, "librdkafka's queue is full")
         except KafkaException as error:
-            return self._refused(message, error.args[0])
-        except (TypeError, ValueError) as error:
+            return self._refused_at_once(token, error.args[0])
+        except (TypeError, ValueError, OverflowError) as error:
             text = f"message {message.id!r} cannot be sent: {type(error).__name__} in its envelope"
             return PublishRejected(text, message)
+        token.sent = True
         return None
+
+    def _refused_at_once(self, token: Token, error: Any) -> PublishError | None:
+        if what_is_said(error) in (Said.UNSENT, Said.NOTHING):
+            self._broken = str(error)
+            self._waiting.append(token)
+            return None
+        return self._refused(token, error)
 
     def _start(self) -> bool:
         thread = threading.Thread(target=self._run, name="reliable-mq-kafka", daemon=True)
-        self._producer = confluent_kafka.Producer(self._config.producer() | {"logger": log})
+        self._producer = self._new_producer()
         try:
             thread.start()
         except RuntimeError as error:  # no more threads in this process
@@ -246,20 +212,79 @@ class KafkaPublisher:
         self._thread = thread
         return True
 
+    def _new_producer(self) -> Any:
+        told = {"logger": log, "error_cb": self._heard}
+        return confluent_kafka.Producer(self._config.producer() | told)
+
     # -- the thread ----------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopped:
-            try:
-                self._producer.poll(LOOK)
-            except KafkaException as error:  # a fatal one comes out here
-                self._reason = str(error)
-            if self._waiting:
+            self._poll(LOOK)
+            if self._broken and self._clock.monotonic() >= self._rebuild_at:
+                self._rebuild()
+            if self._waiting and not self._broken:
                 self._send_waiting()
             if self._clock.monotonic() >= self._next_deadline:
                 self._expire()
+        self._give_up_producer()
+
+    def _poll(self, seconds: float) -> None:
+        """Hear the reports."""
+        try:
+            self._producer.poll(seconds)
+        except KafkaException as error:  # a fatal one comes out here
+            self._break(str(error))
+        if self._stored:
+            stored, self._stored = self._stored, []
+            self._pause = PAUSE
+            self._end_stored(stored)
+
+    def _heard(self, error: Any) -> None:
+        """Called from poll: what is wrong with the way to the brokers."""
+        self._reason = str(error)
+
+    def reported(self, token: Token, error: Any, record: Any) -> None:
+        """What became of a message; called from poll."""
+        if error is None:
+            self._stored.append((token, record.partition(), record.offset()))
+            return
+        said = what_is_said(error)
+        if said in (Said.UNSENT, Said.NOTHING):
+            token.sent = token.sent and said is not Said.UNSENT
+            token.in_doubt = token.in_doubt or token.sent
+            self._break(str(error))
+            return  # it is open; the next producer sends it
+        if said is Said.MISSING:
+            self._known.discard(token.to)
+        self._end(token, self._refused(token, error))
+
+    def _break(self, why: str) -> None:
+        """From here on librdkafka is given nothing: it would pass what is open."""
+        with self._gate:
+            self._broken = self._broken or why
+
+    def _rebuild(self) -> None:
+        """Give all that is open to a new producer, in its order."""
+        log.warning("%s: %s; another producer goes on", self._config, self._broken)
+        self._give_up_producer()
+        producer = self._new_producer()
+        self._rebuild_at = self._clock.monotonic() + self._pause
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        with self._gate:
+            for token in self._open:
+                token.in_doubt = token.in_doubt or token.sent
+                token.sent = False
+            self._waiting = deque(self._open)
+            self._producer, self._reason, self._broken = producer, self._broken, ""
+
+    def _give_up_producer(self) -> None:
+        """Hear its last words. What it has stored without a word may be sent again."""
+        end = self._clock.monotonic() + LAST_WORDS
         self._producer.purge()
-        self._producer.poll(0)
+        while len(self._producer) and self._clock.monotonic() < end:
+            self._poll(LOOK)
+        self._poll(0.0)
 
     def _send_waiting(self) -> None:
         """Find out about topics, and send what waited for them, in its order."""
@@ -273,16 +298,16 @@ class KafkaPublisher:
                 else:
                     self._known.add(name)
         ended = []
-        with self._changed:
+        with self._gate:
             rest: deque[Token] = deque()
-            for token in self._waiting:
-                if token.ended:
+            waiting, self._waiting = self._waiting, rest
+            for token in waiting:
+                if token not in self._open:
                     continue
-                if token.to not in self._known:
+                if self._broken or token.to not in self._known:
                     rest.append(token)
                 elif (error := self._produce(token)) is not None:
                     ended.append((token, error))
-            self._waiting = rest
         for token, error in ended:
             self._end(token, error)
 
@@ -295,16 +320,13 @@ class KafkaPublisher:
             return None
         if found is not None and found.error is None:
             return True
-        if found is not None and found.error.code() not in MISSING:
+        if found is not None and what_is_said(found.error) is not Said.MISSING:
             self._reason = str(found.error)
             return None if found.error.retriable() else False
         return self._make_topic(name)
 
     def _refuse_all(self, name: str) -> None:
-        with self._changed:
-            tokens = [token for token in self._waiting if token.to == name]
-            self._waiting = deque(token for token in self._waiting if token.to != name)
-        for token in tokens:
+        for token in [token for token in tuple(self._waiting) if token.to == name]:
             message = token.confirmation.message
             text = (
                 f"message {message.id} cannot be routed: there is no topic {name!r}: declare it, "
@@ -314,62 +336,51 @@ class KafkaPublisher:
 
     def _expire(self) -> None:
         now = self._clock.monotonic()
-        with self._changed:
-            late, soonest = [], float("inf")
-            for token in self._open.values():
-                if token.deadline is None:
-                    continue
-                if token.deadline <= now:
-                    late.append(token)
-                else:
-                    soonest = min(soonest, token.deadline)
-            self._next_deadline = soonest
-            waiting = {id(one) for one in self._waiting}
-        for token in late:
-            self._end(token, self._no_answer(token, "its deadline is over", waiting))
-
-    def reported(self, token: Token, error: Any, record: Any) -> None:
-        """What became of a message, on the thread that polls."""
-        message = token.confirmation.message
-        if error is None:
-            position = record.offset()
-            self._end(token, Receipt(message.id, message.topic, record.partition(), position))
-        elif error.code() in MISSING:
-            self._known.discard(token.to)
-            text = f"message {message.id} cannot be routed: topic {token.to!r} is gone: {error}"
-            self._end(token, Unroutable(text, message))
-        else:
-            self._end(token, self._refused(message, error))
-
-    def _refused(self, message: Message, error: Any) -> PublishError:
-        code = error.code()
-        if code in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE):
-            return TooLarge(f"message {message.id} is too large for the broker: {error}", message)
-        if code in DEFINITE:
-            return PublishRejected(f"message {message.id} was refused: {error}", message)
-        in_doubt = code not in (KafkaError._PURGE_QUEUE, KafkaError._QUEUE_FULL)
-        return no_answer(message, "the broker gave it up", str(error), in_doubt=in_doubt)
+        with self._gate:
+            deadlines = [(one.deadline, one) for one in self._open if one.deadline is not None]
+            late = [one for deadline, one in deadlines if deadline <= now]
+            self._next_deadline = min([one for one, _ in deadlines if one > now], default=1e300)
+        self._end_all(late, "its deadline is over")
 
     # -- endings -------------------------------------------------------------------------------
 
-    def _end(self, token: Token, outcome: Receipt | PublishError) -> None:
-        with self._changed:
-            if token.ended:
-                return
-            token.ended = True
-            self._bytes -= token.size
-            self._open.pop(token.number, None)
-            if not self._open:
-                self._changed.notify_all()
-        token.confirmation.settle(outcome)
+    def _end_stored(self, stored: list[tuple[Token, int, int]]) -> None:
+        with self._gate:
+            ended = [one for one in stored if self._leave(one[0])]
+        for token, partition, offset in ended:
+            message = token.confirmation.message
+            token.confirmation.settle(Receipt(message.id, message.topic, partition, offset))
 
-    def _no_answer(
-        self,
-        token: Token,
-        why: str,
-        waiting: set[int] | None = None,
-        *,
-        in_doubt: bool = True,
-    ) -> PublishError:
-        doubt = in_doubt and not (waiting and id(token) in waiting)
-        return no_answer(token.confirmation.message, why, self._reason, in_doubt=doubt)
+    def _end_all(self, tokens: Iterable[Token], why: str) -> None:
+        for token in tokens:
+            self._end(token, self._no_answer(token, why))
+
+    def _end(self, token: Token, outcome: PublishError) -> None:
+        with self._gate:
+            ended = self._leave(token)
+        if ended:
+            token.confirmation.settle(outcome)
+
+    def _leave(self, token: Token) -> bool:
+        if token not in self._open:
+            return False
+        del self._open[token]
+        self._bytes -= token.size
+        if not self._open:
+            self._changed.notify_all()
+        return True
+
+    def _refused(self, token: Token, error: Any) -> PublishError:
+        message, said = token.confirmation.message, what_is_said(error)
+        if said is Said.FULL or token.in_doubt:  # an earlier producer may have stored it
+            return self._no_answer(token, str(error))
+        if said is Said.TOO_LARGE:
+            return TooLarge(f"message {message.id} is too large for the broker: {error}", message)
+        if said is Said.MISSING:
+            text = f"message {message.id} cannot be routed: topic {token.to!r} is gone: {error}"
+            return Unroutable(text, message)
+        return PublishRejected(f"message {message.id} was refused: {error}", message)
+
+    def _no_answer(self, token: Token, why: str) -> PublishError:
+        in_doubt = token.in_doubt or token.sent
+        return no_answer(token.confirmation.message, why, self._reason, in_doubt=in_doubt)

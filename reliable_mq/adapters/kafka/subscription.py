@@ -11,26 +11,33 @@ from __future__ import annotations
 
 import heapq
 import logging
+import threading
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 from msgspec.structs import replace
 
 from reliable_mq.adapters.base import Polled
+from reliable_mq.adapters.kafka.commits import Commits
+from reliable_mq.adapters.kafka.intake import Intake
 from reliable_mq.adapters.kafka.names import owner_of, retry_pattern
 from reliable_mq.adapters.kafka.partition import KafkaLease, Partition
 from reliable_mq.adapters.kafka.position import Positions
+from reliable_mq.adapters.kafka.topic_watch import TopicWatch
 from reliable_mq.adapters.kafka.wire import from_record
-from reliable_mq.errors import ConfigurationError, ConnectionFailed, ReliableMQError
+from reliable_mq.errors import ConfigurationError, ConnectionFailed, ReliableMQError, TransportError
 from reliable_mq.message import NOT_BEFORE, Delivery, header
 from reliable_mq.outcome import LONGEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from confluent_kafka import TopicPartition
 
     from reliable_mq.adapters.base import OnRevoke, Subscribe
+    from reliable_mq.adapters.kafka.admin import Admin
     from reliable_mq.adapters.kafka.config import Config
     from reliable_mq.clock import Clock
     from reliable_mq.message import Lease, Message
@@ -40,15 +47,18 @@ __all__ = ["KafkaSubscription"]
 log = logging.getLogger("reliable_mq.kafka")
 
 NOTHING: Final = Polled()
-#: Records of one call, and in all inboxes; above that, all partitions are paused.
-FETCH: Final = 500
-INBOX: Final = 1_000
-#: Offsets from the first that is not done to the last that came, for each partition.
-WINDOW: Final = 20_000
-#: Seconds of one wait, which nothing can interrupt: while there is work in hand, and without.
+#: Messages that are held in hand because they are not due; behind so many, their partition waits.
+HELD: Final = 1_000
+#: Seconds of one wait for records, which nothing can interrupt: with work in hand, and without.
 BUSY, IDLE = 0.01, 0.1
-#: Seconds between two tries to reach a broker that is gone.
+#: Seconds between two tries to reach a broker that is gone; and of the last commit.
 RETRY: Final = 1.0
+LAST_COMMIT: Final = 5.0
+
+GONE: Final = frozenset({KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART})
+FORBIDDEN: Final = frozenset(
+    {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
+)
 
 
 class KafkaSubscription:
@@ -60,36 +70,36 @@ class KafkaSubscription:
         subscribe: Subscribe,
         on_revoke: OnRevoke,
         clock: Clock,
-        topic_id: Callable[[str], str],
+        admin: Admin,
     ) -> None:
         self._config = config
         self._asks = subscribe
         self._on_revoke = on_revoke
         self._clock = clock
-        self._topic_id = topic_id
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._later: list[tuple[float, int, Delivery]] = []
         self._tickets = count()
-        self._settled: list[Lease] = []
+        self._turn = 0
         self._lost: list[Lease] = []
-        self._woken = False
+        self._bell = threading.Event()
         self._closed = False
         self._error: ReliableMQError | None = None
         self._cut_off = ""
         self._look_again = 0.0
-        self._committing: list[tuple[Partition, list[KafkaLease]]] | None = None
-        self._commit_at = 0.0
-        self._all_paused = False
         self._join_again = False
         options = config.options
         self._incremental = (
             options.group_protocol == "consumer" or options.assignment == "cooperative-sticky"
         )
-        self._consumer = confluent_kafka.Consumer(
-            config.consumer(subscribe.group)
-            | {"on_commit": self._committed, "error_cb": self._heard, "logger": log}
+        self._commits = Commits(subscribe.group, options.commit_interval)
+        told = {"on_commit": self._commits.answered, "error_cb": self._heard, "logger": log}
+        self._consumer = confluent_kafka.Consumer(config.consumer(subscribe.group) | told)
+        self._commits.consumer = self._consumer
+        self._intake = Intake(self._consumer, self._partitions, clock.monotonic)
+        self._topics = TopicWatch(admin, subscribe.topics)
+        self._positions = Positions(
+            self._consumer, subscribe, options.on_out_of_range, admin.topic_id
         )
-        self._positions = Positions(self._consumer, subscribe, options.on_out_of_range)
         self._join()
 
     # -- the port ------------------------------------------------------------------------------
@@ -106,19 +116,18 @@ class KafkaSubscription:
             self._join()
         end = self._clock.monotonic() + timeout
         while True:
+            self._wait_and_fetch(limit, end)
             now = self._clock.monotonic()
-            self._fetch(self._patience(limit, end - now))
-            now = self._clock.monotonic()
-            if now >= self._commit_at:
-                self._commit(now)
+            self._commits.look(now, self._partitions.values())
             polled = self._collect(limit, now)
             if polled is not NOTHING:
                 return polled
+            self._error = self._error or self._topics.look(now)
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
-            if self._woken:
-                self._woken = False
+            if self._bell.is_set():
+                self._bell.clear()
                 return NOTHING
             if now >= end:
                 self._raise_if_cut_off(now)
@@ -128,25 +137,24 @@ class KafkaSubscription:
         """See Subscription.ack."""
         for delivery in deliveries:
             lease: Any = delivery.lease
-            if isinstance(lease, KafkaLease) and lease in lease.partition.in_hand:
-                lease.partition.finish(lease)
+            partition = lease.partition
+            if lease in partition.in_hand:
+                partition.finish(lease)
 
     def nack(self, delivery: Delivery, delay: float) -> None:
         """See Subscription.nack: it is kept here until it is due."""
         lease: Any = delivery.lease
-        if not isinstance(lease, KafkaLease) or lease not in lease.partition.in_hand:
-            return
         partition = lease.partition
+        if lease not in partition.in_hand:
+            return
         partition.in_hand.discard(lease)
         again = KafkaLease(partition, lease.slot)
         partition.in_hand.add(again)
-        due = self._clock.monotonic() + delay
-        copy = replace(delivery, lease=again, redelivered=0)
-        heapq.heappush(self._later, (due, next(self._tickets), copy))
+        self._hold(replace(delivery, lease=again, redelivered=0), delay)
 
     def wake(self) -> None:
         """See Subscription.wake."""
-        self._woken = True
+        self._bell.set()
 
     def close(self) -> None:
         """See Subscription.close."""
@@ -154,7 +162,13 @@ class KafkaSubscription:
             return
         self._closed = True
         try:
-            self._commit_now(list(self._partitions.values()))
+            end = self._clock.monotonic() + LAST_COMMIT
+            while self._clock.monotonic() < end:
+                if not self._commits.waits:
+                    if not any(one.dirty for one in self._partitions.values()):
+                        break
+                    self._commits.begin(self._partitions.values())
+                self._consumer.poll(BUSY)
         finally:
             for partition in self._partitions.values():
                 partition.lose()
@@ -171,46 +185,23 @@ class KafkaSubscription:
 
     # -- one round -----------------------------------------------------------------------------
 
-    def _patience(self, limit: int, left: float) -> float:
-        if self._woken or left <= 0 or (limit > 0 and self._inboxes()):
-            return 0.0
-        busy = any(one.in_hand or one.dirty for one in self._partitions.values())
-        if limit > 0 and self._later:
-            left = min(left, self._later[0][0] - self._clock.monotonic())
-        return max(0.0, min(left, BUSY if busy else IDLE))
-
-    def _inboxes(self) -> int:
-        return sum([len(one.inbox) for one in self._partitions.values()])
-
-    def _fetch(self, timeout: float) -> None:
-        """Serve callbacks and take what there is: one wait, then a batch without."""
-        waiting = self._inboxes()
-        self._pause_or_go_on(waiting)
-        record = self._consumer.poll(timeout)
-        if record is None:
-            return
-        records = [record]
-        if waiting < INBOX:
-            records += self._consumer.consume(FETCH, 0.0)
-        one: Any
-        for one in records:
-            error = one.error()
-            if error is not None:
-                self._hear_of(one, error)
-                continue
-            offset: int = one.offset()
-            partition = self._partitions.get((one.topic(), one.partition()))
-            if partition is not None and partition.expects(offset):
-                partition.fetched = offset + 1
-                partition.inbox.append(one)
-
-    def _pause_or_go_on(self, waiting: int) -> None:
-        if not self._all_paused and waiting >= INBOX:
-            self._consumer.pause(self._consumer.assignment())
-            self._all_paused = True
-        elif self._all_paused and waiting < INBOX // 2:
-            self._consumer.resume(self._consumer.assignment())
-            self._all_paused = False
+    def _wait_and_fetch(self, limit: int, end: float) -> None:
+        now = self._clock.monotonic()
+        ready = self._intake.ready()
+        left = 0.0 if self._bell.is_set() else max(0.0, end - now)
+        if limit == 0 or ready:
+            if limit == 0:  # whoever makes room for more rings
+                self._bell.wait(min(left, self._intake.patience(now)))
+            self._intake.top_up(limit)
+        else:
+            if self._later:
+                left = min(left, max(0.0, self._later[0][0] - now))
+            held = [one for one in self._partitions.values() if one.in_hand or one.dirty]
+            busy = held or self._commits.waits
+            self._intake.wait(min(left, BUSY if busy else IDLE))
+        for record in self._intake.errors():
+            self._hear_of(record, record.error())
+        self._join_again = self._join_again or self._intake.confused
 
     def _collect(self, limit: int, now: float) -> Polled:
         deliveries: list[Delivery] = []
@@ -218,104 +209,49 @@ class KafkaSubscription:
             due = heapq.heappop(self._later)[2]
             if not due.lease.lost:
                 deliveries.append(due)
-        for partition in tuple(self._partitions.values()):
-            while partition.inbox and len(deliveries) < limit:
-                partition.to_commit()
-                if partition.tracker.full:
-                    break
-                self._receive(partition, partition.inbox.popleft(), now, deliveries)
-        settled, self._settled = self._settled, []
+        partitions = [one for one in self._partitions.values() if one.inbox]
+        if partitions and len(deliveries) < limit:
+            self._turn += 1  # so that none is always the last
+            at = self._turn % len(partitions)
+            for partition in (*partitions[at:], *partitions[:at]):
+                if not partition.is_stalled(now):
+                    self._hand_out(partition, limit, now, deliveries)
+                self._intake.mind(partition, now)
+        settled, self._commits.settled = self._commits.settled, []
         lost, self._lost = self._lost, []
         if not (deliveries or settled or lost):
             return NOTHING
         return Polled(deliveries, settled, lost)
 
-    def _receive(
-        self, partition: Partition, record: Any, now: float, deliveries: list[Delivery]
+    def _hand_out(
+        self, partition: Partition, limit: int, now: float, deliveries: list[Delivery]
     ) -> None:
-        slot = partition.receive(record.offset())
-        if slot is None:
-            return
-        owner = owner_of(record.topic(), self._asks.topics, self._asks.group)
-        message = from_record(owner, self._topic_id, record)
-        lease = KafkaLease(partition, slot)
-        partition.in_hand.add(lease)
-        delivery = Delivery(
-            message,
-            lease,
-            partition=record.partition(),
-            position=record.offset(),
-            arrived=now,
-        )
-        early = _early(message, self._clock.now())
-        if early > 0:
-            heapq.heappush(self._later, (now + early, next(self._tickets), delivery))
-        else:
-            deliveries.append(delivery)
-
-    # -- commits -------------------------------------------------------------------------------
-
-    def _commit(self, now: float) -> None:
-        """Commit what has changed, if the last commit has been answered."""
-        self._commit_at = now + self._config.options.commit_interval
-        dirty = [one for one in self._partitions.values() if one.dirty]
-        if not dirty or self._committing is not None:
-            return
-        offsets = [self._offset_of(one) for one in dirty]
-        self._committing = [(one, one.unsettled) for one in dirty]
-        for one in dirty:
-            one.dirty, one.unsettled = False, []
-        try:
-            self._consumer.commit(offsets=offsets, asynchronous=True)
-        except KafkaException as error:
-            self._not_committed(error)
-
-    def _committed(self, error: Any, partitions: Sequence[TopicPartition]) -> None:
-        """Called from poll with the answer."""
-        if self._committing is None:
-            return
-        failed = {(one.topic, one.partition) for one in partitions if one.error is not None}
-        if error is not None:
-            self._not_committed(error)
-            return
-        committing, self._committing = self._committing, None
-        for partition, leases in committing:
-            if (partition.topic, partition.number) in failed:
-                self._put_back(partition, leases)
+        inbox, tracker, in_hand = partition.inbox, partition.tracker, partition.in_hand
+        owner, number, topic_id = partition.owner, partition.number, partition.topic_id
+        epoch = self._clock.now()
+        while inbox and len(deliveries) < limit and not tracker.full:
+            record = inbox[0]
+            offset = record.offset()
+            message = from_record(owner, topic_id, record)
+            early = _early(message, epoch)
+            if early and (partition.topic != owner or len(self._later) >= HELD):
+                partition.rests_until = now + early  # what is behind it is due later, or waits
+                return
+            inbox.popleft()
+            slot = partition.receive(offset)
+            if slot is None:
+                continue
+            lease = KafkaLease(partition, slot)
+            in_hand.add(lease)
+            delivery = Delivery(message, lease, 1, 0, number, offset, False, now)  # noqa: FBT003
+            if early:
+                self._hold(delivery, early)
             else:
-                self._settled += leases
+                deliveries.append(delivery)
 
-    def _not_committed(self, error: object) -> None:
-        log.debug("group %s: a commit failed: %s; it is tried again", self._asks.group, error)
-        committing, self._committing = self._committing or [], None
-        for partition, leases in committing:
-            self._put_back(partition, leases)
-
-    def _put_back(self, partition: Partition, leases: list[KafkaLease]) -> None:
-        partition.unsettled = [*leases, *partition.unsettled]
-        partition.dirty = True
-
-    def _commit_now(self, partitions: Sequence[Partition]) -> None:
-        """Commit these, and wait for the answer."""
-        dirty = [one for one in partitions if one.dirty or one.unsettled or self._committing]
-        if not dirty:
-            return
-        if self._committing is not None:
-            self._not_committed("overtaken by a commit that is waited for")
-        try:
-            self._consumer.commit(
-                offsets=[self._offset_of(one) for one in dirty], asynchronous=False
-            )
-        except KafkaException as error:
-            log.warning("group %s: the last commit failed: %s", self._asks.group, error)
-            return
-        for one in dirty:
-            self._settled += one.unsettled
-            one.unsettled, one.dirty = [], False
-
-    def _offset_of(self, partition: Partition) -> TopicPartition:
-        position, metadata = partition.to_commit()
-        return TopicPartition(partition.topic, partition.number, position, metadata)
+    def _hold(self, delivery: Delivery, seconds: float) -> None:
+        due = self._clock.monotonic() + seconds
+        heapq.heappush(self._later, (due, next(self._tickets), delivery))
 
     # -- rebalances, called from inside poll -----------------------------------------------------
 
@@ -326,13 +262,17 @@ class KafkaSubscription:
             # Without their positions they cannot be assigned, and nobody would offer them again.
             self._error, self._join_again = error, True
             return
-        for one, finished, fresh in found:
-            partition = Partition(one.topic, one.partition, one.offset, finished, WINDOW)
-            partition.dirty = fresh
+        places = []
+        for one in found:
+            owner = owner_of(one.topic, self._asks.topics, self._asks.group)
+            partition = Partition(one, owner)
             self._partitions[one.topic, one.partition] = partition
-        offsets = [one for one, _, _ in found]
-        (consumer.incremental_assign if self._incremental else consumer.assign)(offsets)
-        self._all_paused = False
+            self._intake.came(partition)
+            place = partition.place
+            place.offset = one.offset
+            places.append(place)
+        (consumer.incremental_assign if self._incremental else consumer.assign)(places)
+        consumer.resume(places)  # librdkafka remembers a pause of an earlier assignment
 
     def _revoked(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         """Finish what runs of these, commit it, and let go."""
@@ -341,12 +281,14 @@ class KafkaSubscription:
         if leases and not self._closed:
             deadline = self._clock.monotonic() + self._config.options.drain_timeout
             self._on_revoke(leases, deadline)
-        self._commit_now(mine)
+        self._commits.finish(mine)
         self._forget(consumer, mine, partitions)
 
     def _taken(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         """They are somebody else's already: nothing is committed."""
-        self._forget(consumer, self._of(partitions), partitions)
+        mine = self._of(partitions)
+        self._commits.forget(mine)
+        self._forget(consumer, mine, partitions)
 
     def _of(self, partitions: list[TopicPartition]) -> list[Partition]:
         keys = [(one.topic, one.partition) for one in partitions]
@@ -371,12 +313,19 @@ class KafkaSubscription:
 
     def _hear_of(self, record: Any, error: Any) -> None:
         code = error.code()
-        if code in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART):
+        if code in GONE:
             if record.topic() in self._asks.topics:
                 text = f"topic {record.topic()!r} is gone: {error}"
                 self._error = ConfigurationError(text)
+        elif code in FORBIDDEN:
+            text = f"group {self._asks.group!r} may not read: {error}: ask for the rights"
+            self._error = ConfigurationError(text)
         elif code == KafkaError._AUTO_OFFSET_RESET:
             self._error = self._positions.out_of_range(record)
+            self._join_again = True
+        elif error.fatal():
+            text = f"group {self._asks.group!r}: this member is out for good: {error}"
+            self._error = TransportError(text)
         else:
             log.warning("group %s: %s", self._asks.group, error)
 
@@ -398,6 +347,8 @@ class KafkaSubscription:
 
 def _early(message: Message, now: float) -> float:
     """Seconds until it may be handled."""
+    if not message.headers:
+        return 0.0
     text = header(message, NOT_BEFORE)
     try:
         early = 0.0 if text is None else float(text) - now

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 from reliable_mq.message import PREFIX, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from reliable_mq.message import Header
 
 __all__ = ["from_record", "headers_of"]
@@ -35,25 +33,25 @@ def headers_of(message: Message, due: str | None = None) -> list[tuple[str, byte
     return headers
 
 
-def from_record(topic: str, topic_id: Callable[[str], str], record: Any) -> Message:
-    """The message of a record. `topic_id` is asked where the record has no id of ours."""
+def from_record(topic: str, topic_id: str, record: Any) -> Message:
+    """The message of a record of a topic with this id."""
     id = created = None
     headers: list[Header] = []
     for name, value in record.headers() or ():
         if name == ID:
             id = _text(value)
         elif name == CREATED:
-            created = _text(value)
+            created = value
         else:
             # Ours are text; whatever else claims to be one is refused by the core.
             headers.append((name, _text(value) if name.startswith(PREFIX) else value or b""))
     return Message(
-        id=id or f"{topic_id(record.topic())}/{record.partition()}/{record.offset()}",
-        topic=topic,
-        key=record.key(),
-        body=record.value(),
-        headers=tuple(headers),
-        created_at=_seconds(created, record.timestamp()[1]),
+        id or f"{topic_id or record.topic()}/{record.partition()}/{record.offset()}",
+        topic,
+        record.key(),
+        record.value(),
+        tuple(headers),
+        _seconds(created, record),
     )
 
 
@@ -61,8 +59,10 @@ def _text(value: bytes | str | None) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
 
 
-def _seconds(created: str | None, timestamp: int) -> float:
+def _seconds(created: bytes | str | None, record: Any) -> float:
     try:
-        return float(created) if created else timestamp / 1000
+        if created:
+            return float(created)
     except ValueError:
-        return timestamp / 1000
+        pass  # somebody else's
+    return float(record.timestamp()[1] / 1000)

@@ -1,0 +1,154 @@
+"""What is fetched ahead: records into the inboxes of their partitions, and when not to fetch.
+
+While there is enough, the consumer is left alone, so that librdkafka keeps what it has fetched; a
+pause would throw that away. It is polled now and then all the same, as that is where rebalances
+and the answers to commits come from, and what comes with it is taken. Only when that has added up
+are all partitions paused. One whose window is full, or whose next record is not due, is paused by
+itself, and the others go on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import KafkaException
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from reliable_mq.adapters.kafka.partition import Partition
+
+__all__ = ["Intake"]
+
+#: Records of one call.
+FETCH: Final = 500
+#: Records, and bytes, in the inboxes beyond which no more are fetched.
+ENOUGH: Final = 1_000
+ENOUGH_BYTES: Final = 16 * 1024 * 1024
+#: How many times that pauses all partitions, and lets them go on.
+TOO_MUCH, LITTLE = 2.0, 0.5
+#: Seconds for which the consumer may be left alone.
+ALONE: Final = 0.1
+
+
+class Intake:
+    """Of one consumer. The owner thread only."""
+
+    def __init__(
+        self,
+        consumer: Any,
+        partitions: Mapping[tuple[str, int], Partition],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._consumer = consumer
+        self._partitions = partitions
+        self._monotonic = monotonic
+        self._polled_at = 0.0
+        self._all_paused = False
+        self._errors: list[Any] = []
+        #: Assigned during this call: what the call returns may be of an earlier assignment.
+        self._came: list[Partition] = []
+        #: Whether a partition could not be put back to where it began: join again.
+        self.confused = False
+
+    def ready(self) -> int:
+        """Records that are waiting and may be handed out."""
+        return sum(
+            [len(one.inbox) for one in self._partitions.values() if not one.paused and one.inbox]
+        )
+
+    def patience(self, now: float) -> float:
+        """Seconds for which the consumer may be left alone from now on."""
+        return max(0.0, self._polled_at + ALONE - now)
+
+    def top_up(self, limit: int) -> None:
+        """Fetch without waiting, if there is not enough or the consumer was alone for long."""
+        if self.ready() < min(limit, FETCH) or not self.patience(self._monotonic()):
+            self.wait(0.0)
+
+    def wait(self, seconds: float) -> None:
+        """Serve the callbacks and take what there is: one wait, then a batch without."""
+        self._came.clear()
+        full = self._fullness()
+        self._pause_or_go_on(full)
+        try:
+            record = self._consumer.poll(seconds)
+            records = [] if record is None else [record]
+            if record is not None and full < 1:
+                records += self._consumer.consume(FETCH, 0.0)
+        finally:
+            self._polled_at = self._monotonic()
+        if records:
+            self._put(records)
+
+    def came(self, partition: Partition) -> None:
+        """It has just been assigned."""
+        self._came.append(partition)
+
+    def errors(self) -> list[Any]:
+        """Records that are errors, once."""
+        if not self._errors:
+            return []
+        errors, self._errors = self._errors, []
+        return errors
+
+    def mind(self, partition: Partition, now: float) -> None:
+        """Pause it if none of its records can be handed out; go on if they can again."""
+        stalled = partition.is_stalled(now)
+        if stalled and not partition.paused and partition.inbox:
+            self._consumer.pause([partition.place])
+            partition.paused = True
+        elif partition.paused and not stalled:
+            partition.paused = False
+            if not self._all_paused:
+                self._consumer.resume([partition.place])
+
+    def _put(self, records: list[Any]) -> None:
+        partitions = self._partitions
+        came = {(one.topic, one.number) for one in self._came}
+        dropped: set[Partition] = set()
+        for record in records:
+            if record.error() is not None:
+                self._errors.append(record)
+                continue
+            key = (record.topic(), record.partition())
+            partition = partitions.get(key)
+            if partition is None:
+                continue
+            if came and key in came:
+                dropped.add(partition)
+                continue
+            offset = record.offset()
+            if offset >= partition.fetched:  # what was fetched before a seek is not
+                partition.fetched = offset + 1
+                partition.inbox.append(record)
+        for partition in dropped:
+            self._begin_again(partition)
+
+    def _begin_again(self, partition: Partition) -> None:
+        """What came in one call with its assignment may be of the one before: fetch that again."""
+        place = partition.place
+        place.offset = partition.fetched
+        try:
+            self._consumer.seek(place)
+        except KafkaException:
+            self.confused = True
+
+    def _fullness(self) -> float:
+        """1.0 is enough."""
+        inboxes = [one.inbox for one in self._partitions.values() if one.inbox and not one.paused]
+        records = sum(map(len, inboxes))
+        if records < FETCH:
+            return 0.0
+        size = sum([len(record) for inbox in inboxes for record in inbox])
+        return max(records / ENOUGH, size / ENOUGH_BYTES)
+
+    def _pause_or_go_on(self, fullness: float) -> None:
+        if not self._all_paused and fullness >= TOO_MUCH:
+            self._consumer.pause([one.place for one in self._partitions.values()])
+            self._all_paused = True
+        elif self._all_paused and fullness < LITTLE:
+            self._consumer.resume(
+                [one.place for one in self._partitions.values() if not one.paused]
+            )
+            self._all_paused = False
