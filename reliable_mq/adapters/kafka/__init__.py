@@ -23,8 +23,10 @@ from reliable_mq.adapters.base import Capabilities
 from reliable_mq.adapters.kafka import dead_letters
 from reliable_mq.adapters.kafka.admin import Admin
 from reliable_mq.adapters.kafka.config import parse
+from reliable_mq.adapters.kafka.names import is_retry_of
 from reliable_mq.adapters.kafka.publisher import KafkaPublisher
 from reliable_mq.adapters.kafka.subscription import KafkaSubscription
+from reliable_mq.adapters.kafka.topology import Topics
 from reliable_mq.clock import SYSTEM_CLOCK
 from reliable_mq.errors import ConfigurationError
 
@@ -44,6 +46,7 @@ class KafkaTransport:
         self._config = parse(url)
         self._clock = clock
         self._admin = Admin(self._config)
+        self._topics = Topics(self._config, self._admin)
         options = self._config.options
         self.capabilities = Capabilities(
             name="kafka",
@@ -57,11 +60,11 @@ class KafkaTransport:
 
     def ensure(self, topology: Topology) -> None:
         """See Transport.ensure."""
-        self._admin.ensure(topology)
+        self._topics.ensure(topology)
 
     def publisher(self) -> KafkaPublisher:
         """See Transport.publisher."""
-        return KafkaPublisher(self._config, self._clock, self._admin.make_retry_topic)
+        return KafkaPublisher(self._config, self._clock, self._topics.make_retry_topic)
 
     def subscribe(self, subscribe: Subscribe, on_revoke: OnRevoke) -> KafkaSubscription:
         """See Transport.subscribe."""
@@ -84,5 +87,11 @@ class KafkaTransport:
         return dead_letters.discard(self._admin, topic, group, positions)
 
     def lag(self, topic: str, group: str) -> int:
-        """See Lag.lag."""
-        return self._admin.lag(topic, group)
+        """See Lag.lag: also of what waits in its retry topics."""
+        names = [topic]
+        names += [one for one in self._admin.topics() if is_retry_of(one, topic, group)]
+        return sum(sum(self._admin.lags(name, group).values()) for name in names)
+
+    def lags(self, topic: str, group: str) -> dict[int, int]:
+        """The lag of each partition of the topic."""
+        return self._admin.lags(topic, group)

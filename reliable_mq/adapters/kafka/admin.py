@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
@@ -17,20 +19,20 @@ from confluent_kafka import admin as kafka_admin
 
 from reliable_mq.adapters.kafka.metadata import decode
 from reliable_mq.errors import ConfigurationError, ConnectionFailed
-from reliable_mq.message import dead_letter_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from reliable_mq.adapters.base import Start, TopicSpec, Topology
+    from reliable_mq.adapters.base import Start
     from reliable_mq.adapters.kafka.config import Config
 
-__all__ = ["Admin"]
+__all__ = ["Admin", "Shape"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Seconds that each question may take.
 ASKING: Final = 15.0
-#: Bytes that a dead letter, or a retry copy, may have beyond the largest body.
-ROOM: Final = 512 * 1024
 NEVER: Final = -1
 #: A partition has no leader for the moment, or our client does not know it yet.
 MOVING: Final = frozenset(
@@ -41,9 +43,44 @@ MOVING: Final = frozenset(
     }
 )
 Spec: Final[Any] = kafka_admin.OffsetSpec  # type: ignore[attr-defined]  # it is exported
-NewTopic: Final[Any] = kafka_admin.NewTopic  # type: ignore[attr-defined]  # as well
+ConfigResource: Final[Any] = kafka_admin.ConfigResource  # type: ignore[attr-defined]  # as well
 EARLIEST: Final[Any] = Spec.earliest()
 LATEST: Final[Any] = Spec.latest()
+
+
+#: Nothing that waiting would change.
+FORBIDDEN: Final = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
+
+
+def _translated(method: Callable[Concatenate[Admin, P], T]) -> Callable[Concatenate[Admin, P], T]:
+    """Errors of the client become ours."""
+
+    @wraps(method)
+    def translated(admin: Admin, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(admin, *args, **kwargs)
+        except (KafkaException, TimeoutError, FutureTimeout) as error:
+            said = error.args[0] if error.args else "no answer in time"
+            text = f"{admin.shown}: {method.__name__}: {said}"
+            if isinstance(said, KafkaError) and said.code() in FORBIDDEN:
+                raise ConfigurationError(text) from error
+            raise ConnectionFailed(text) from error
+
+    return translated
+
+
+class Shape(NamedTuple):
+    """Of a topic. `is_led`: each partition has a leader."""
+
+    partitions: int
+    replicas: int
+    is_led: bool
 
 
 class Admin:
@@ -56,6 +93,11 @@ class Admin:
         self._client: Any = None
 
     @property
+    def shown(self) -> str:
+        """Where it asks, without a secret."""
+        return str(self._config)
+
+    @property
     def client(self) -> Any:
         """Librdkafka's own."""
         with self._gate:
@@ -63,45 +105,43 @@ class Admin:
                 self._client = kafka_admin.AdminClient(self._config.admin())
             return self._client
 
+    @_translated
+    def shapes(self) -> Mapping[str, Shape]:
+        """All topics: how many partitions each has, and on how many brokers a partition is."""
+        found = self.client.list_topics(timeout=ASKING)
+        return {
+            name: Shape(
+                len(one.partitions),
+                min([len(part.replicas) for part in one.partitions.values()], default=0),
+                all(part.leader >= 0 for part in one.partitions.values()),
+            )
+            for name, one in found.topics.items()
+        }
+
     def topics(self) -> Mapping[str, int]:
         """All topics, with how many partitions each has."""
-        try:
-            found = self.client.list_topics(timeout=ASKING)
-        except KafkaException as error:
-            text = f"{self._config}: no answer: {error}"
-            raise ConnectionFailed(text) from error
-        return {name: len(one.partitions) for name, one in found.topics.items()}
+        return {name: shape.partitions for name, shape in self.shapes().items()}
 
-    def ensure(self, topology: Topology) -> None:
-        """See Transport.ensure."""
-        there = self.topics()
-        wanted: dict[str, TopicSpec | None] = {}
-        for topic in topology.topics:
-            wanted[topic.name] = topic
-            for group in topic.groups:
-                wanted.setdefault(dead_letter_topic(topic.name, group.name), None)
-        missing = [name for name in wanted if name not in there]
-        if missing and topology.mode == "check":
-            text = (
-                "the broker does not have what is declared: topics "
-                f"{', '.join(map(repr, missing))} are missing; topology='create' makes them"
-            )
-            raise ConfigurationError(text)
-        self.make(missing)
-        for topic in topology.topics:
-            for group in topic.groups:
-                if group.start is not None and topology.mode == "create":
-                    self._place(topic.name, group.name, group.start)
+    @_translated
+    def brokers(self) -> int:
+        """How many there are."""
+        return len(self.client.list_topics(timeout=ASKING).brokers)
 
-    def make(self, names: Iterable[str], partitions: int | None = None) -> None:
-        """Create these topics; those that are there by now stay as they are."""
-        brokers = len(self.client.list_topics(timeout=ASKING).brokers)
-        copies = min(3, brokers)
-        settings = {"max.message.bytes": str(self._config.options.max_body + ROOM)}
-        if copies >= 3:  # noqa: PLR2004 - so that one may be away
-            settings["min.insync.replicas"] = "2"
-        count = partitions or self._config.options.partitions
-        new = [NewTopic(name, count, copies, config=settings) for name in names]
+    @_translated
+    def settings(self, names: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
+        """What these topics are configured with, defaults included."""
+        asked = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        if not asked:
+            return {}
+        answers = self.client.describe_configs(asked, request_timeout=ASKING)
+        return {
+            resource.name: {key: one.value for key, one in answer.result(ASKING).items()}
+            for resource, answer in answers.items()
+        }
+
+    @_translated
+    def create(self, new: Sequence[Any]) -> None:
+        """Make these NewTopics, and wait until each is led; what is there by now stays as it is."""
         if not new:
             return
         for name, made in self.client.create_topics(new, operation_timeout=ASKING).items():
@@ -111,33 +151,17 @@ class Admin:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     text = f"topic {name!r} cannot be made: {error}"
                     raise ConfigurationError(text) from error
-        self._wait_for({one.topic for one in new})
-
-    def _wait_for(self, names: set[str]) -> None:
-        """Until every broker's answer has these with a leader: creating is not yet being there."""
+        names = {one.topic for one in new}
         end = time.monotonic() + ASKING
-        while True:
-            found = self.client.list_topics(timeout=ASKING).topics
-            if all(
-                name in found
-                and found[name].partitions
-                and all(one.leader >= 0 for one in found[name].partitions.values())
-                for name in names
-            ):
-                return
+        while not all(
+            shape is not None and shape.is_led for shape in map(self.shapes().get, names)
+        ):
             if time.monotonic() > end:
                 text = f"topics {', '.join(sorted(names))} were made and have no leader yet"
                 raise ConnectionFailed(text)
             self._nap.wait(0.05)
 
-    def make_retry_topic(self, name: str) -> bool:
-        """Make a retry topic, if its group is there, which its dead letter topic tells."""
-        base, separator, _ = name.rpartition(".retry.")
-        if not separator or f"{base}.dlq" not in self.topics():
-            return False
-        self.make([name])
-        return True
-
+    @_translated
     def topic_id(self, name: str) -> str:
         """What tells this topic from another one of the same name; "" where brokers are too old."""
         try:
@@ -153,26 +177,42 @@ class Admin:
         asked = TopicCollection(list(names))
         return self.client.describe_topics(asked, request_timeout=ASKING)  # type: ignore[no-any-return]
 
-    def lag(self, topic: str, group: str) -> int:
-        """Messages that the group has not finished."""
+    @_translated
+    def lags(self, topic: str, group: str) -> dict[int, int]:
+        """Messages that the group has not finished, by partition."""
         committed = self.committed(topic, group)
         ends, begins = self._ends(topic, LATEST), self._ends(topic, EARLIEST)
-        left = 0
+        lags = {}
         for number, end in ends.items():
             offset, metadata = committed.get(number, (NEVER, ""))
             first = begins[number] if offset < 0 else offset
-            left += end - first - len([one for one in decode(first, metadata).done if one < end])
-        return left
+            done = [one for one in decode(first, metadata).done if one < end]
+            lags[number] = max(0, end - first - len(done))
+        return lags
 
+    @_translated
+    def remove_before(self, places: Sequence[TopicPartition]) -> None:
+        """Remove the records in front of these offsets."""
+        if places:
+            for answer in self.client.delete_records(list(places)).values():
+                answer.result(ASKING)
+
+    @_translated
     def committed(self, topic: str, group: str) -> dict[int, tuple[int, str]]:
         """Offset and metadata of each partition."""
-        partitions = [TopicPartition(topic, number) for number in range(self.topics()[topic])]
-        asked = [ConsumerGroupTopicPartitions(group, partitions)]
+        asked = [ConsumerGroupTopicPartitions(group, self._partitions(topic))]
         answer = self.client.list_consumer_group_offsets(asked)[group].result(ASKING)
         return {one.partition: (one.offset, one.metadata or "") for one in answer.topic_partitions}
 
+    def _partitions(self, topic: str) -> list[TopicPartition]:
+        count = self.topics().get(topic)
+        if count is None:
+            text = f"topic {topic!r} is missing: declare it, mq.topic(…)"
+            raise ConfigurationError(text)
+        return [TopicPartition(topic, number) for number in range(count)]
+
     def _ends(self, topic: str, which: Any) -> dict[int, int]:
-        asked = {TopicPartition(topic, number): which for number in range(self.topics()[topic])}
+        asked = dict.fromkeys(self._partitions(topic), which)
         end = time.monotonic() + ASKING
         while True:
             answers = self.client.list_offsets(asked, request_timeout=ASKING)
@@ -184,7 +224,8 @@ class Admin:
                     raise ConnectionFailed(text) from error
             self._nap.wait(0.05)
 
-    def _place(self, topic: str, group: str, start: Start) -> None:
+    @_translated
+    def place(self, topic: str, group: str, start: Start) -> None:
         """Give a group that has no position there the one that it was declared with."""
         if any(offset >= 0 for offset, _ in self.committed(topic, group).values()):
             return

@@ -1,7 +1,7 @@
 """Reading the dead letters of a group, and marking some as dealt with.
 
 Kafka cannot remove one record. What is discarded is marked done in the offsets of a group that
-nobody joins, and stays until retention ends.
+nobody joins, and is removed when all before it is discarded, too.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def discard(admin: Admin, topic: str, group: str, positions: Sequence[int | str]
     if places:
         asked = [ConsumerGroupTopicPartitions(name, places)]
         admin.client.alter_consumer_group_offsets(asked)[name].result(ASKING)
+        admin.remove_before([one for one in places if one.offset > 0])
     return count
 
 

@@ -16,7 +16,16 @@ from reliable_mq.message import DeadLetter, RetryCopy, dead_letter_topic
 if TYPE_CHECKING:
     from reliable_mq.message import Destination, Message
 
-__all__ = ["LADDER", "LONGEST_NAME", "owner_of", "retry_pattern", "retry_topic", "rung", "where"]
+__all__ = [
+    "LADDER",
+    "LONGEST_NAME",
+    "is_retry_of",
+    "owner_of",
+    "retry_pattern",
+    "retry_topic",
+    "rung",
+    "where",
+]
 
 #: Characters of a topic's name, and what they may be.
 LONGEST_NAME: Final = 249
@@ -43,10 +52,15 @@ def retry_pattern(topic: str, group: str) -> str:
     return f"^{re.escape(topic)}\\.{re.escape(group)}\\.retry\\.[0-9]+$"
 
 
+def is_retry_of(name: str, topic: str, group: str) -> bool:
+    """Whether retries of this group wait in the topic `name`."""
+    return name.startswith(f"{topic}.{group}.retry.")
+
+
 def owner_of(name: str, topics: tuple[str, ...], group: str) -> str:
     """The topic that a message belongs to which came from the topic `name`."""
     for topic in topics:
-        if name == topic or name.startswith(f"{topic}.{group}.retry."):
+        if name == topic or is_retry_of(name, topic, group):
             return topic
     return name
 
