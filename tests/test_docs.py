@@ -19,6 +19,7 @@ from typing import NamedTuple, get_args
 import pytest
 
 from reliable_mq import Context, Limits, ReliableMQ
+from reliable_mq.adapters.kafka.config import Options as KafkaOptions
 from reliable_mq.adapters.rabbitmq.parameters import FILES, NUMBERS, OTHERS, Options
 from reliable_mq.app import Health
 from reliable_mq.deadletter import REASONS
@@ -178,6 +179,16 @@ def test_every_option_of_rabbitmq_is_documented():
         assert float(row[1]) == getattr(defaults, name), name
     for name in (*FILES, *OTHERS):
         assert f"`{name}`" in text
+
+
+def test_every_option_of_kafka_is_documented():
+    """All that its URL takes beside librdkafka's own, with the defaults."""
+    text = page("docs/kafka.md")
+    defaults = KafkaOptions()
+    for name in KafkaOptions.__struct_fields__:
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", text, re.MULTILINE)
+        assert row, f"{name} has no row"
+        assert type(getattr(defaults, name))(row[1]) == getattr(defaults, name), name
 
 
 def test_every_event_and_health_field_is_documented():
