@@ -59,8 +59,11 @@ def check_against(
         if capabilities.key_order == "none":
             msg = f"{handler}: {broker} keeps no order; use order_by='none'"
             raise ConfigurationError(msg)
-    if options.start_from is not None and options.start_from not in capabilities.starts:
-        msg = f"{handler}: {broker} cannot start a group from {options.start_from!r}; leave it out"
+    start = options.start_from
+    kind = "time" if isinstance(start, float) else start
+    if kind is not None and kind not in capabilities.starts:
+        what = "a time" if kind == "time" else repr(kind)
+        msg = f"{handler}: {broker} cannot start a group from {what}; leave it out"
         raise ConfigurationError(msg)
     hold = capabilities.max_hold
     if hold is not None and options.timeout is not None and options.timeout >= hold:

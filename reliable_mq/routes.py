@@ -45,7 +45,7 @@ class ConsumerOptions(Struct, frozen=True, kw_only=True):
     on_failure: Literal["dead_letter", "block"] = "dead_letter"
     dead_letter_limit: int = 50
     timeout: float | None = None
-    start_from: Literal["earliest", "latest"] | None = None
+    start_from: Literal["earliest", "latest"] | float | None = None
     content_type: str | None = None
     codec: Any = None
     max_stuck: int = 4
@@ -96,8 +96,8 @@ class Routes:
             dead_letter_limit: So many dead letters in a row pause the consumer.
             timeout: Seconds a handler may take. An `async def` is cancelled; a `def` cannot be
                 stopped, it is reported overdue and its key waits.
-            start_from: Where a group that has no position begins; None: the earliest that the
-                broker retains.
+            start_from: Where a group that has no position begins, also at a time, by a datetime
+                with its zone; None: the earliest that the broker retains.
             content_type: What to assume of messages that do not say.
             codec: How bytes become the handler's type.
             max_stuck: Overdue threads from which on the consumer takes no more work.
@@ -204,10 +204,12 @@ def _timeout(timeout: float | timedelta | None) -> float | None:
 
 def _start_from(start: object) -> Any:
     if isinstance(start, datetime):
-        msg = "start_from=datetime is not built yet: it comes with replay"
-        raise ConfigurationError(msg)
+        if start.tzinfo is None:
+            msg = f"start_from={start!r} names no time zone: datetime(…, tzinfo=timezone.utc)"
+            raise ConfigurationError(msg)
+        return start.timestamp()
     if start not in (None, "earliest", "latest"):
-        msg = f"start_from={start!r}: 'earliest', 'latest' or None"
+        msg = f"start_from={start!r}: 'earliest', 'latest', a datetime with a time zone, or None"
         raise ConfigurationError(msg)
     return start
 

@@ -78,8 +78,10 @@ class ThreadWorkers:
         mailbox: Mailbox,
     ) -> None:
         self._waiting = waiting
-        #: One for each item that waits; False ends a thread.
+        #: True wakes a thread, False ends one. At most one True is there at a time.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
+        self._rung = False
+        self._stopped = False
         self._turn = turn
         self._mailbox = mailbox
         self._threads = [
@@ -93,24 +95,42 @@ class ThreadWorkers:
             thread.start()
 
     def hand_out(self, item: Any) -> None:
-        """Queue an item, and a token that wakes a thread."""
+        """Queue an item, and wake a thread for it."""
         self._waiting.append(item)
-        self._tokens.put(True)  # noqa: FBT003 - it is no option
+        self._ring()
 
     def stop(self) -> None:
         """Let each thread end after what it runs now."""
+        self._stopped = True
         for _ in self._threads:
-            self._tokens.put(False)  # noqa: FBT003 - as above
+            self._tokens.put(False)  # noqa: FBT003 - it is no option
+
+    def _ring(self) -> None:
+        """Wake one thread, which wakes the next if there is more than it takes.
+
+        All at once would wake many for what the first is through with before the second runs.
+        """
+        if not self._rung:
+            self._rung = True
+            self._tokens.put(True)  # noqa: FBT003 - as above
 
     def _work(self) -> None:
-        token, take = self._tokens.get, self._waiting.popleft
-        turn, put = self._turn, self._mailbox.put
+        token, waiting = self._tokens.get, self._waiting
+        take, turn, put = waiting.popleft, self._turn, self._mailbox.put
         while token():
-            try:
-                report = turn(take())
-            except BaseException as error:  # noqa: BLE001 - a thread must not end without a word
-                report = partial(_broken, error)
-            put(report)
+            self._rung = False  # before looking: what comes from here on rings again
+            while not self._stopped:
+                try:
+                    item = take()
+                except IndexError:
+                    break
+                if waiting:
+                    self._ring()
+                try:
+                    report = turn(item)
+                except BaseException as error:  # noqa: BLE001 - no thread ends without a word
+                    report = partial(_broken, error)
+                put(report)
 
 
 def _broken(error: BaseException) -> NoReturn:

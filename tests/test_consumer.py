@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -702,6 +703,11 @@ def test_a_dead_letter_that_never_fits_is_held_and_reported() -> None:
         ({"key_order": "none"}, {}, "order_by='none'"),
         ({"max_hold": 10.0}, {"timeout": 10}, "below"),
         ({"starts": frozenset()}, {"start_from": "latest"}, "leave it out"),
+        (
+            {"starts": frozenset({"latest"})},
+            {"start_from": datetime.now(timezone.utc)},
+            "from a time; leave it out",
+        ),
     ],
 )
 def test_what_the_broker_cannot_honour_is_refused_at_start(
@@ -718,6 +724,28 @@ def test_what_the_broker_cannot_honour_is_refused_at_start(
     with pytest.raises(ConfigurationError, match=remedy):
         mq.start()
     assert not mq.health().ready
+
+
+def test_a_new_group_can_begin_at_a_time() -> None:
+    """What was published before is not for it; that is how one replays from there on."""
+    broker = MemoryBroker()
+    mq = ReliableMQ(MemoryTransport(broker))
+    mq.topic("orders", groups=("g",))
+    with mq:
+        mq.publish("orders", b"before", key="k")
+        began = datetime.now(timezone.utc)
+        mq.publish("orders", b"after", key="k")
+    seen: list[bytes] = []
+    again = ReliableMQ(MemoryTransport(broker))
+
+    @again.consumer("orders", group="g-again", start_from=began)
+    def handle(body: bytes) -> None:
+        seen.append(body)
+
+    with again:
+        eventually(lambda: seen)
+
+    assert seen == [b"after"]
 
 
 def test_an_unordered_topic_wants_an_unordered_consumer(mq: ReliableMQ) -> None:
