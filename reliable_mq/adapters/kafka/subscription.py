@@ -96,7 +96,8 @@ class KafkaSubscription:
         self._consumer = confluent_kafka.Consumer(config.consumer(subscribe.group) | told)
         self._commits.consumer = self._consumer
         self._intake = Intake(self._consumer, self._partitions, clock.monotonic)
-        self._topics = TopicWatch(admin, subscribe.topics)
+        self._moves_on = options.on_out_of_range != "error"
+        self._topics = TopicWatch(admin, subscribe.topics, moves_on=self._moves_on)
         self._positions = Positions(
             self._consumer, subscribe, options.on_out_of_range, admin.topic_id
         )
@@ -118,18 +119,15 @@ class KafkaSubscription:
         while True:
             self._wait_and_fetch(limit, end)
             now = self._clock.monotonic()
+            self._raise_what_went_wrong(now)
             self._commits.look(now, self._partitions.values())
             polled = self._collect(limit, now)
             if polled is not NOTHING:
                 return polled
-            self._error = self._error or self._topics.look(now)
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
             if self._bell.is_set():
                 self._bell.clear()
                 return NOTHING
-            if now >= end:
+            if now >= end or self._join_again:
                 self._raise_if_cut_off(now)
                 return NOTHING
 
@@ -321,13 +319,21 @@ class KafkaSubscription:
             text = f"group {self._asks.group!r} may not read: {error}: ask for the rights"
             self._error = ConfigurationError(text)
         elif code == KafkaError._AUTO_OFFSET_RESET:
-            self._error = self._positions.out_of_range(record)
+            self._error = None if self._moves_on else self._positions.out_of_range(record)
             self._join_again = True
         elif error.fatal():
             text = f"group {self._asks.group!r}: this member is out for good: {error}"
             self._error = TransportError(text)
         else:
             log.warning("group %s: %s", self._asks.group, error)
+
+    def _raise_what_went_wrong(self, now: float) -> None:
+        error = self._error or self._topics.look(now)
+        if self._topics.made_again:
+            self._topics.made_again, self._join_again = False, True
+        self._error = None
+        if error is not None:
+            raise error
 
     def _raise_if_cut_off(self, now: float) -> None:
         if not self._cut_off:

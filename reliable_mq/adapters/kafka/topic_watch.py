@@ -28,11 +28,17 @@ MISSING: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOW
 
 
 class TopicWatch:
-    """Of one member. The owner thread only."""
+    """Of one member. The owner thread only.
 
-    def __init__(self, admin: Admin, topics: Sequence[str]) -> None:
+    Args:
+        moves_on: What is made again is no error: `made_again` says so, once.
+    """
+
+    def __init__(self, admin: Admin, topics: Sequence[str], *, moves_on: bool) -> None:
         self._admin = admin
         self._topics = list(topics)
+        self._moves_on = moves_on
+        self.made_again = False
         self._known: dict[str, tuple[str, int]] = {}
         self._asked: dict[str, Any] = {}
         self._due = 0.0
@@ -64,7 +70,11 @@ class TopicWatch:
             return None  # the way to the broker: others tell of it
         now = (str(found.topic_id), len(found.partitions))
         before = self._known.setdefault(topic, now)
-        if now[0] != before[0]:
+        if now[0] != before[0] and self._moves_on:
+            self._known[topic] = now
+            self.made_again = True
+            log.warning("topic %r was deleted and made again: on_out_of_range moves on", topic)
+        elif now[0] != before[0]:
             text = (
                 f"topic {topic!r} was deleted and made again: the offsets of this group mean other "
                 "messages now. Reset the group, or say on_out_of_range=earliest in the URL and "

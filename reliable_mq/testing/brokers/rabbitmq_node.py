@@ -31,11 +31,13 @@ __all__ = ["ErlangHome", "RabbitMQProcess", "check_installed", "is_installed"]
 #: The real scripts: what lies in /usr/sbin wants su, and the user `rabbitmq`.
 SCRIPTS: Final = Path("/usr/lib/rabbitmq/bin")
 
-#: No busy waiting: idle schedulers would take the time of everything else on a small machine.
+#: No busy waiting: idle schedulers would take the time of everything else on a small machine. What
+#: a queue cannot dead-letter at once, as while others come back, waits for 5 s and not for 3 min.
 ERLANG: Final = (
     "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none "
-    "-kernel inet_dist_use_interface {127,0,0,1}"
-)  # fmt: skip
+    "-kernel inet_dist_use_interface {127,0,0,1} "
+    "-rabbit dead_letter_worker_publisher_confirm_timeout 5000"
+)
 
 SETTINGS: Final = {
     "disk_free_limit.absolute": "200MB",
