@@ -7,6 +7,7 @@ messages and publishes them again, has to give us back what we sent.
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timezone
 from importlib.util import find_spec
 from uuid import uuid4
 
@@ -242,6 +243,32 @@ def test_what_others_write_is_read_as_it_is(place, other):
     assert message.created_at == 1_700_000_000.0
     expected = {name: sent if came is None else came for name, (sent, came) in HEADERS.items()}
     assert {CONTENT_TYPE: "application/x-theirs", **expected} == dict(message.headers)
+
+
+class Far(pika.BasicProperties):
+    """A header says a time that no datetime holds, so pika fails over it."""
+
+    def __init__(self):
+        self.day = datetime(2026, 11, 21, tzinfo=timezone.utc)
+        super().__init__(message_id="far", headers={"when": self.day})
+
+    def encode(self):
+        """As pika does, but for the time."""
+        day = int(self.day.timestamp()).to_bytes(8, "big")
+        return [b"".join(super().encode()).replace(day, (10**15).to_bytes(8, "big"))]
+
+
+@pytest.mark.parametrize("size", [10, 300_000], ids=["one frame", "several frames"])
+def test_properties_that_cannot_be_read_hold_nothing_up(place, size):
+    """Such a message is its body, and what is behind it comes."""
+    with plain(place.broker) as channel:
+        channel.confirm_delivery()
+        channel.basic_publish(place.topic, "any", b"x" * size, Far(), mandatory=True)
+        channel.basic_publish(place.topic, "any", b"behind", mandatory=True)
+
+    bodies = [one.message.body for one in place.receive(2)]
+
+    assert bodies == [b"x" * size, b"behind"]
 
 
 def test_a_message_without_an_id_gets_a_weak_one(place):

@@ -1,5 +1,7 @@
 """Frames of RabbitMQ that are read before pika does, in pieces of any size, and the others."""
 
+from datetime import datetime, timezone
+
 import pika
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,6 +147,29 @@ def test_a_connection_that_was_closed_reads_no_more():
     Reader.install(connection, lambda data, at: deliveries(data, at, CHANNEL, QUEUES, found))
     connection._on_data_available(HEARTBEAT + delivery(1, b"late"))
     assert found == []
+
+
+def test_properties_that_pika_fails_over_are_left_out():
+    """Its body comes all the same, in several frames: it must not hold up what is behind it."""
+    day = datetime(2026, 11, 21, tzinfo=timezone.utc)
+    near = pika.BasicProperties(message_id="far", headers={"when": day})
+    encoded = b"".join(near.encode())
+    beyond = (10**15).to_bytes(8, "big")
+    far = encoded.replace(int(day.timestamp()).to_bytes(8, "big"), beyond)
+    method = pika.frame.Method(CHANNEL, pika.spec.Basic.Deliver("ctag1", 1, False, "e", "k"))
+    good = marshal(CHANNEL, method.marshal(), encoded, b"body" * 50, FRAME_MAX)
+    bad = marshal(CHANNEL, method.marshal(), far, b"body" * 50, FRAME_MAX)
+    connection = Connection()
+    Reader.install(connection, lambda _, at: at)
+
+    feed(connection, good + bad, [50])
+
+    frames = [pika.frame.decode_frame(frame)[1] for frame in connection.read]
+    headers = [frame for frame in frames if isinstance(frame, pika.frame.Header)]
+    assert [one.properties.message_id for one in headers] == ["far", None]
+    assert [one.body_size for one in headers] == [200, 200]
+    bodies = [frame.fragment for frame in frames if isinstance(frame, pika.frame.Body)]
+    assert b"".join(bodies) == b"body" * 100
 
 
 def test_another_pika_reads_everything():

@@ -12,12 +12,12 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
+import pika
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import pika
-
-__all__ = ["Delivered", "Reader", "acks", "deliveries"]
+__all__ = ["Delivered", "Reader", "acks", "deliveries", "readable"]
 
 #: Queue, delivery tag, whether it came before, properties (bytes: as they came), body.
 Delivered = tuple[str, int, bool, Any, bytes]
@@ -33,6 +33,8 @@ BASIC, DELIVER, ACK = 60, 60, 80
 #: Bytes of a frame besides its payload; of an ack.
 OVERHEAD: Final = 8
 ACK_SIZE: Final = 13
+#: Where the properties of a header frame begin.
+PROPERTIES: Final = 19
 #: Bytes of one read from the socket. pika's own 4 KiB are for its buffer, which it copies.
 READ: Final = 64 * 1024
 
@@ -78,11 +80,26 @@ class Reader:
             end = at + OVERHEAD + int.from_bytes(data[at + 3 : at + 7], "big")
             if end > size:
                 break
-            self._pika(data[at:end])
+            frame = data[at:end]
+            self._pika(readable(frame) if frame[0] == HEADER else frame)
             at = end
             if connection.is_closed:
                 return
         self._rest = data[at:]
+
+
+def readable(frame: bytes) -> bytes:
+    """A header frame as it is, or without its properties where pika fails over them.
+
+    Anybody may send a time beyond the year 9999. pika would give the connection up, and the message
+    would come again on the next one, for ever, in front of all others.
+    """
+    try:
+        pika.BasicProperties().decode(frame[PROPERTIES:-1])
+    except Exception:  # noqa: BLE001 - of whatever kind
+        size = (PROPERTIES - 7 + 2).to_bytes(4, "big")
+        return b"".join((frame[:3], size, frame[7:PROPERTIES], b"\0\0", frame[-1:]))
+    return frame
 
 
 def acks(data: bytes, at: int, channel: int, found: list[tuple[int, bool]]) -> int:
