@@ -203,12 +203,15 @@ def _rejected(message: Message, why: str) -> PublishRejected:
 
 def _pairs(headers: Any) -> tuple[Header, ...]:
     try:
-        items = headers.items() if isinstance(headers, Mapping) else headers
+        # Asking whether something is a Mapping costs as much as all the rest.
+        usual = type(headers) in (list, tuple)
+        items = headers.items() if not usual and isinstance(headers, Mapping) else headers
         pairs = tuple([(name, value) for name, value in items])
     except (TypeError, ValueError):
         _wrong_type("headers=", headers, "a mapping or a sequence of pairs")
     for name, value in pairs:
-        _check_header_types(name, value)
+        if type(name) is not str or type(value) is not str:
+            _check_header_types(name, value)
     return pairs
 
 
@@ -221,7 +224,10 @@ def _check_header_types(name: object, value: object) -> None:
 
 def _header_content_type(headers: tuple[Header, ...], content_type: str | None) -> str | None:
     """The content type that the headers name, which nothing else may contradict."""
-    given = [value for name, value in headers if name.lower() == CONTENT_TYPE]
+    length = len(CONTENT_TYPE)
+    given = [
+        value for name, value in headers if len(name) == length and name.lower() == CONTENT_TYPE
+    ]
     if not given:
         return None
     text = given[0].decode("latin-1") if isinstance(given[0], bytes) else given[0]
@@ -267,7 +273,12 @@ def _check_headers(message: Message) -> None:
         _wrong_type("headers", message.headers, "a tuple of pairs")
     size = 0
     for name, value in message.headers:
-        _check_header_types(name, value)
+        if type(name) is type(value) is str and value.isascii() and value.isprintable():
+            if not _wrong_with(name):  # the usual one, in half the time
+                size += len(name) + len(value)
+                continue
+        else:
+            _check_header_types(name, value)
         why = _wrong_with(name)
         if not why and isinstance(value, str) and not value.isprintable() and _unsafe(value):
             why = "a str value has no control characters; give bytes if it is binary"
