@@ -9,15 +9,20 @@ from importlib.util import find_spec
 MODULES = ("lanes", "sleeping", "asyncio_keys", "slow_key", "overhead", "memory_use", "sqlite")
 #: These start a broker, and need its client.
 RABBITMQ = ("rabbitmq_publish", "rabbitmq_consume", "rabbitmq_latency")
+KAFKA = ("kafka_publish", "kafka_consume", "kafka_workloads", "kafka_slow_key", "kafka_burst")
 
 
 def load() -> None:
     """Register all of them."""
     load_some(MODULES)
-    if find_spec("pika"):
-        load_some(RABBITMQ)
-    else:
-        print("no scenarios on RabbitMQ: `pip install pika`", file=sys.stderr)
+    for client, broker, modules in (
+        ("pika", "RabbitMQ", RABBITMQ),
+        ("confluent_kafka", "Kafka", KAFKA),
+    ):
+        if find_spec(client):
+            load_some(modules)
+        else:
+            print(f"no scenarios on {broker}: `pip install {client}`", file=sys.stderr)
 
 
 def load_some(modules: tuple[str, ...]) -> None:
