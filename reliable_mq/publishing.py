@@ -105,7 +105,8 @@ class Publishing:
         expires: Any = None,
     ) -> Message:
         """The message that `publish` would send, its id fixed, for `submit_all`."""
-        refuse_all("message", delay=delay, deliver_at=deliver_at, expires=expires)
+        if not (delay is deliver_at is expires is None):
+            refuse_all("message", delay=delay, deliver_at=deliver_at, expires=expires)
         name = topic if isinstance(topic, str) else topic.name
         return self._producer.message(
             name, value, key=key, id=id, headers=headers, content_type=content_type

@@ -76,7 +76,8 @@ class KafkaTransport:
         return KafkaSubscription(self._config, subscribe, on_revoke, self._clock, self._admin)
 
     def close(self) -> None:
-        """Nothing is held but a client that only asks."""
+        """See Transport.close."""
+        self._admin.close()
 
     def browse(self, topic: str, group: str, limit: int) -> Iterator[StoredMessage]:
         """See DeadLetterStore.browse."""

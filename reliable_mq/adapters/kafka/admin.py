@@ -172,6 +172,11 @@ class Admin:
             raise
         return str(described.topic_id)
 
+    def close(self) -> None:
+        """Forget the client, which ends its threads; the next question makes another."""
+        with self._gate:
+            self._client = None
+
     def describe(self, names: Iterable[str]) -> Mapping[str, Any]:
         """A future of what each topic is. Returns at once."""
         asked = TopicCollection(list(names))

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Intake"]
 
-#: Records of one call.
+#: Records of one call. More take longer each.
 FETCH: Final = 500
-#: Records, and bytes, in the inboxes beyond which no more are fetched.
-ENOUGH: Final = 1_000
+#: Records, and bytes, in the inboxes beyond which no more are fetched. librdkafka hands out what it
+#: has of one partition before what it has of the next, and keys of all are to run side by side.
+ENOUGH: Final = 10_000
 ENOUGH_BYTES: Final = 16 * 1024 * 1024
 #: How many times that pauses all partitions, and lets them go on.
 TOO_MUCH, LITTLE = 2.0, 0.5
@@ -63,23 +64,24 @@ class Intake:
 
     def top_up(self, limit: int) -> None:
         """Fetch without waiting, if there is not enough or the consumer was alone for long."""
-        if self.ready() < min(limit, FETCH) or not self.patience(self._monotonic()):
+        if self.ready() < limit or self._one_is_empty() or not self.patience(self._monotonic()):
             self.wait(0.0)
 
     def wait(self, seconds: float) -> None:
         """Serve the callbacks and take what there is: one wait, then a batch without."""
         self._came.clear()
-        full = self._fullness()
-        self._pause_or_go_on(full)
+        self._pause_or_go_on(self._fullness())
         try:
             record = self._consumer.poll(seconds)
-            records = [] if record is None else [record]
-            if record is not None and full < 1:
-                records += self._consumer.consume(FETCH, 0.0)
+            if record is not None:
+                self._put([record])
+            while record is not None and self._fullness() < 1:
+                records = self._consumer.consume(FETCH, 0.0)
+                self._put(records)
+                if len(records) < FETCH or not self._one_is_empty():
+                    break
         finally:
             self._polled_at = self._monotonic()
-        if records:
-            self._put(records)
 
     def came(self, partition: Partition) -> None:
         """It has just been assigned."""
@@ -122,6 +124,7 @@ class Intake:
             if offset >= partition.fetched:  # what was fetched before a seek is not
                 partition.fetched = offset + 1
                 partition.inbox.append(record)
+                partition.inbox_bytes += len(record)
         for partition in dropped:
             self._begin_again(partition)
 
@@ -134,13 +137,14 @@ class Intake:
         except KafkaException:
             self.confused = True
 
+    def _one_is_empty(self) -> bool:
+        return any(not one.inbox for one in self._partitions.values())
+
     def _fullness(self) -> float:
         """1.0 is enough."""
-        inboxes = [one.inbox for one in self._partitions.values() if one.inbox and not one.paused]
-        records = sum(map(len, inboxes))
-        if records < FETCH:
-            return 0.0
-        size = sum([len(record) for inbox in inboxes for record in inbox])
+        partitions = [one for one in self._partitions.values() if not one.paused]
+        records = sum([len(one.inbox) for one in partitions])
+        size = sum([one.inbox_bytes for one in partitions])
         return max(records / ENOUGH, size / ENOUGH_BYTES)
 
     def _pause_or_go_on(self, fullness: float) -> None:

@@ -56,6 +56,7 @@ class Partition:
         self.unsettled: list[KafkaLease] = []
         #: Records that were fetched and not asked for yet.
         self.inbox: deque[Any] = deque()
+        self.inbox_bytes = 0
         #: Monotonic seconds: what is next in the inbox is not due before.
         self.rests_until = 0.0
         self.paused = False

@@ -228,6 +228,7 @@ class KafkaPublisher:
             if self._clock.monotonic() >= self._next_deadline:
                 self._expire()
         self._give_up_producer()
+        self._producer = None  # it knows us: the two would wait for the garbage collector
 
     def _poll(self, seconds: float) -> None:
         """Hear the reports."""

@@ -211,9 +211,11 @@ class KafkaSubscription:
         if partitions and len(deliveries) < limit:
             self._turn += 1  # so that none is always the last
             at = self._turn % len(partitions)
-            for partition in (*partitions[at:], *partitions[:at]):
+            partitions = [*partitions[at:], *partitions[:at]]
+            for place, partition in enumerate(partitions):
                 if not partition.is_stalled(now):
-                    self._hand_out(partition, limit, now, deliveries)
+                    share = -(-(limit - len(deliveries)) // (len(partitions) - place))
+                    self._hand_out(partition, len(deliveries) + share, now, deliveries)
                 self._intake.mind(partition, now)
         settled, self._commits.settled = self._commits.settled, []
         lost, self._lost = self._lost, []
@@ -236,6 +238,7 @@ class KafkaSubscription:
                 partition.rests_until = now + early  # what is behind it is due later, or waits
                 return
             inbox.popleft()
+            partition.inbox_bytes -= len(record)
             slot = partition.receive(offset)
             if slot is None:
                 continue
