@@ -32,4 +32,5 @@ if timeout 10 docker info >/dev/null 2>&1; then
     image rabbitmq rabbitmq:4-management
     image kafka apache/kafka:4.1.1
 fi
-exec .venv/bin/python -m pytest integration "$@"
+# Two at a time, a file to each: most tests wait for something, and each worker has its own brokers.
+exec .venv/bin/python -m pytest integration -n 2 --dist loadfile "$@"
