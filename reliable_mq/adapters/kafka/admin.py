@@ -8,6 +8,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
+import confluent_kafka
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
     KafkaError,
@@ -34,6 +35,10 @@ T = TypeVar("T")
 #: Seconds that each question may take.
 ASKING: Final = 15.0
 NEVER: Final = -1
+#: The same while a rebalance waits, and nobody polls; and of each try.
+ASKING_IN_A_REBALANCE, AGAIN = 6.0, 1.0
+#: Nobody has answered.
+UNHEARD: Final = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT})
 #: A partition has no leader for the moment, or our client does not know it yet.
 MOVING: Final = frozenset(
     {
@@ -164,23 +169,30 @@ class Admin:
     @_translated
     def topic_id(self, name: str) -> str:
         """What tells this topic from another one of the same name; "" where brokers are too old."""
-        try:
-            described = self.describe([name])[name].result(ASKING)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError._UNSUPPORTED_FEATURE:
-                return ""
-            raise
-        return str(described.topic_id)
+        end = time.monotonic() + ASKING_IN_A_REBALANCE
+        while True:
+            try:
+                described = self.describe([name], AGAIN)[name].result(2 * AGAIN)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError._UNSUPPORTED_FEATURE:
+                    return ""
+                if code not in UNHEARD or time.monotonic() > end:
+                    raise
+                # It waits for the controller that it knew, which may be dead: learn another one.
+                self.client.list_topics(name, timeout=AGAIN)
+            else:
+                return str(described.topic_id)
 
     def close(self) -> None:
         """Forget the client, which ends its threads; the next question makes another."""
         with self._gate:
             self._client = None
 
-    def describe(self, names: Iterable[str]) -> Mapping[str, Any]:
+    def describe(self, names: Iterable[str], within: float = ASKING) -> Mapping[str, Any]:
         """A future of what each topic is. Returns at once."""
         asked = TopicCollection(list(names))
-        return self.client.describe_topics(asked, request_timeout=ASKING)  # type: ignore[no-any-return]
+        return self.client.describe_topics(asked, request_timeout=within)  # type: ignore[no-any-return]
 
     @_translated
     def lags(self, topic: str, group: str) -> dict[int, int]:
@@ -205,9 +217,17 @@ class Admin:
     @_translated
     def committed(self, topic: str, group: str) -> dict[int, tuple[int, str]]:
         """Offset and metadata of each partition."""
-        asked = [ConsumerGroupTopicPartitions(group, self._partitions(topic))]
-        answer = self.client.list_consumer_group_offsets(asked)[group].result(ASKING)
-        return {one.partition: (one.offset, one.metadata or "") for one in answer.topic_partitions}
+        # Not by the AdminClient: librdkafka's crashes the process when the broker answers that it
+        # does not coordinate the group now (confluentinc/librdkafka#5040).
+        consumer = confluent_kafka.Consumer(self._config.consumer(group))
+        try:
+            answer = consumer.committed(self._partitions(topic), timeout=ASKING)
+        finally:
+            consumer.close()
+        for one in answer:
+            if one.error is not None:
+                raise KafkaException(one.error)
+        return {one.partition: (one.offset, one.metadata or "") for one in answer}
 
     def _partitions(self, topic: str) -> list[TopicPartition]:
         count = self.topics().get(topic)

@@ -41,24 +41,23 @@ class Commits:
 
     def look(self, now: float, partitions: Collection[Partition]) -> None:
         """Commit what has changed, if it is time and the last one has been answered."""
-        if now < self._due or self._asked is not None:
-            return
-        self._due = now + self._interval
-        self.begin(partitions)
+        if now >= self._due and self._asked is None and self.begin(partitions):
+            self._due = now + self._interval
 
-    def begin(self, partitions: Collection[Partition]) -> None:
-        """Commit what has changed; `answered` tells what became of it."""
+    def begin(self, partitions: Collection[Partition]) -> bool:
+        """Commit what has changed, if anything has; `answered` tells what became of it."""
         dirty = [one for one in partitions if one.dirty]
         if not dirty:
-            return
+            return False
         offsets = [one.to_commit() for one in dirty]
-        self._asked = [(one, one.unsettled) for one in dirty]
+        self._asked = [(one, one.take_said()) for one in dirty]
         for one in dirty:
-            one.dirty, one.unsettled = False, []
+            one.dirty = False
         try:
             self.consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             self._failed(error)
+        return True
 
     def answered(self, error: Any, partitions: Sequence[TopicPartition]) -> None:
         """Called from inside a poll."""
@@ -91,8 +90,8 @@ class Commits:
         failed = {(one.topic, one.partition) for one in answer or () if one.error is not None}
         for one in dirty:
             if (one.topic, one.number) not in failed:
-                self._settle(one.unsettled)
-                one.unsettled, one.dirty = [], False
+                self._settle(one.take_said())
+                one.dirty = False
 
     def forget(self, partitions: Collection[Partition]) -> None:
         """These are somebody else's: what is on its way for them is not waited for."""

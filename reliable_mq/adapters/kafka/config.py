@@ -43,6 +43,10 @@ REFUSED: Final[dict[str, str]] = {
     "group.protocol": "say group_protocol= in the URL",
     "allow.auto.create.topics": "publishing creates nothing",
     "bootstrap.servers": "it is the host of the URL",
+    "metadata.broker.list": "it is the host of the URL",
+    "message.send.max.retries": "after the last one, what follows would go on without it",
+    "delivery.report.only.error": "no Receipt would ever come",
+    "transactional.id": "publishing is not transactional",
     "enable.partition.eof": "it would come as an error",
 }
 
@@ -99,21 +103,24 @@ class Config:
         return self._text
 
     def admin(self) -> dict[str, Any]:
-        """Of a client that only asks and declares."""
-        return self._common()
+        """Of a client that only asks and declares. What goes wrong is in the answers."""
+        return self._common() | {"log_level": 0}
 
     def producer(self) -> dict[str, Any]:
         """Idempotent, acks=all; a message waits until we give it up."""
         return self._common() | {
             "enable.idempotence": True,
             "acks": "all",
+            "enable.gapless.guarantee": True,  # what fails stops it: nothing of a key passes
             "partitioner": "murmur2_random",
             "linger.ms": self._native.get("linger.ms", 0),  # under load batches form by themselves
             "compression.type": self._native.get("compression.type", "none"),
             "message.timeout.ms": 0,  # without end: our own deadlines tell, and leave no gap
             "message.max.bytes": self.options.max_body + 512 * 1024,
             "allow.auto.create.topics": False,
-            "topic.metadata.refresh.interval.ms": 10_000,
+            "topic.metadata.refresh.interval.ms": self._native.get(
+                "topic.metadata.refresh.interval.ms", 10_000
+            ),
         }
 
     def consumer(self, group: str) -> dict[str, Any]:
@@ -148,6 +155,10 @@ def parse(url: str) -> Config:
     """Read a URL; opens nothing. Raises ConfigurationError; its text has no secret."""
     parts = urlsplit(url)
     login, _, hosts = parts.netloc.rpartition("@")
+    if parts.path not in ("", "/") or parts.fragment or not all(hosts.split(",")):
+        # None of it is shown: it may be a part of the password.
+        msg = "it has to be kafka://user:password@host,host?option=value, with / in them as %2F"
+        raise ConfigurationError(msg)
     text = f"{parts.scheme}://{'***@' if login else ''}{hosts}"
     native: dict[str, Any] = {
         "bootstrap.servers": ",".join(_with_port(host) for host in hosts.split(","))
@@ -200,4 +211,4 @@ def _number(text: str, name: str, value: str, kind: type) -> Any:
 
 
 def _with_port(host: str) -> str:
-    return host if ":" in host else f"{host}:9092"
+    return host if ":" in host.rpartition("]")[2] else f"{host}:9092"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import TopicPartition
 
-from reliable_mq.adapters.kafka.metadata import encode
+from reliable_mq.adapters.kafka.metadata import SPAN, encode
 from reliable_mq.message import Lease
 from reliable_mq.ordering.tracker import OffsetTracker
 
@@ -106,6 +106,13 @@ class Partition:
         done = [*self.tracker.done_behind(), *ahead]
         text = encode(self._position, done, self.topic_id)
         return TopicPartition(self.topic, self.number, self._position, text)
+
+    def take_said(self) -> list[KafkaLease]:
+        """Those of the unsettled that the last `to_commit` says; what is beyond its reach stays."""
+        reach = self._position + SPAN
+        said = [lease for lease in self.unsettled if lease.slot.offset < reach]
+        self.unsettled = [lease for lease in self.unsettled if lease.slot.offset >= reach]
+        return said
 
     def lose(self) -> list[Lease]:
         """The assignment is over: what no commit has covered is somebody else's."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from msgspec import Struct
 
 from reliable_mq.adapters.kafka.metadata import decode
@@ -19,6 +21,16 @@ __all__ = ["Position", "Positions", "resolve"]
 
 #: Seconds that each question to the broker may take.
 ASKING: Final = 10.0
+#: A partition has no leader for the moment, or our client does not know it yet.
+MOVING: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._DESTROY_BROKER,
+    }
+)
+nap: Final = threading.Event()  # never set: something to wait on
 
 
 class Position(Struct, frozen=True):
@@ -78,7 +90,7 @@ class Positions:
             return Position(topic, number, begin, topic_id, is_new=start is not None)
         said = decode(offset, one.metadata)
         place = TopicPartition(topic, number)
-        low, high = self._consumer.get_watermark_offsets(place, timeout=ASKING, cached=False)
+        low, high = _ends(self._consumer, place)
         if said.topic_id and topic_id and said.topic_id != topic_id:
             why = "the topic was deleted and made again since"
         elif not low <= offset <= high:
@@ -104,10 +116,24 @@ class Positions:
         return TransportError(text)
 
 
+def _ends(consumer: Any, place: TopicPartition) -> tuple[int, int]:
+    """Its first offset and the next one. A new topic's leader may not know yet that it leads."""
+    end = time.monotonic() + ASKING
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(place, timeout=ASKING, cached=False)
+        except KafkaException as error:
+            if error.args[0].code() not in MOVING or time.monotonic() > end:
+                raise
+            nap.wait(0.05)
+        else:
+            return int(low), int(high)
+
+
 def resolve(consumer: Any, topic: str, partition: int, start: Start) -> int:
     """The offset that a start means."""
     place = TopicPartition(topic, partition)
-    low, high = consumer.get_watermark_offsets(place, timeout=ASKING, cached=False)
+    low, high = _ends(consumer, place)
     if start is None or start == "earliest":
         return int(low)
     if start == "latest":

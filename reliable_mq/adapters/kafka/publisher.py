@@ -22,15 +22,16 @@ import confluent_kafka
 from confluent_kafka import KafkaException
 
 from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer, size_of
+from reliable_mq.adapters.kafka.finding import Finding
 from reliable_mq.adapters.kafka.names import LONGEST_NAME, is_legal, where
-from reliable_mq.adapters.kafka.reports import Said, what_is_said
+from reliable_mq.adapters.kafka.reports import Said, refusal, what_is_said
 from reliable_mq.adapters.kafka.token import Token
 from reliable_mq.adapters.kafka.wire import headers_of
 from reliable_mq.confirmation import Confirmation
 from reliable_mq.errors import (
+    ConfigurationError,
     PublishError,
     PublishRejected,
-    TooLarge,
     TransportError,
     Unroutable,
 )
@@ -49,13 +50,10 @@ log = logging.getLogger("reliable_mq.kafka")
 
 #: Seconds of one wait for reports, and between two looks for what is over its deadline.
 LOOK: Final = 0.05
-#: Seconds that asking for a topic takes at most.
-ASKING: Final = 1.0
 #: Seconds in which a producer that is given up tells what became of what it had.
 LAST_WORDS: Final = 1.0
 #: Seconds between two new producers: at first, and at most.
-PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 5.0
+PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 
 class KafkaPublisher:
@@ -68,7 +66,7 @@ class KafkaPublisher:
     def __init__(self, config: Config, clock: Clock, make_topic: Callable[[str], bool]) -> None:
         self._config = config
         self._clock = clock
-        self._make_topic = make_topic
+        self._finding = Finding(make_topic)
         self._pid = os.getpid()
         #: Guards all below.
         self._gate = threading.Lock()
@@ -88,6 +86,8 @@ class KafkaPublisher:
         self._broken = ""
         # The thread's own from here on.
         self._stored: list[tuple[Token, int, int]] = []
+        #: Stored, though something may have failed before it: they wait for the next producer.
+        self._held: dict[Token, tuple[int, int]] = {}
         self._rebuild_at = 0.0
         self._pause = PAUSE
 
@@ -104,14 +104,12 @@ class KafkaPublisher:
             text = f"this publisher to {self._config} was made before a fork: make a new one"
             raise TransportError(text)
         confirmation = Confirmation(message)
-        refused: PublishError | None
         try:
             token = self._token(confirmation, to, not_before, deadline)
-        except PublishError as error:
-            refused = error
-        else:
             with self._gate:
                 refused = self._take_in(token)
+        except PublishError as error:
+            refused = error
         if refused is not None:
             confirmation.settle(refused)
         return confirmation
@@ -122,14 +120,15 @@ class KafkaPublisher:
             self._closed = True
             self._changed.notify_all()
             thread = self._thread
-            if thread is not None and thread is not threading.current_thread():
+            waits = thread is not threading.current_thread()  # from a callback it cannot
+            if thread is not None and waits:
                 self._changed.wait_for(lambda: not self._open, max(0.0, timeout))
             rest = list(self._open)
             self._waiting.clear()
             self._stopped = True
             self._changed.notify_all()
         self._end_all(rest, "the publisher was closed")
-        if thread is not None and thread is not threading.current_thread():
+        if waits and thread is not None:
             thread.join(LAST_WORDS)
         return [token.confirmation.message for token in rest]
 
@@ -151,7 +150,11 @@ class KafkaPublisher:
         due = not_before
         if isinstance(to, RetryCopy) and to.delay > 0:
             due = max(due or 0.0, self._clock.now() + to.delay)
-        headers = headers_of(message, None if due is None else repr(due))
+        try:
+            headers = headers_of(message, None if due is None else repr(due))
+        except ValueError as error:
+            text = f"message {message.id!r} cannot be sent: {error}"
+            raise PublishRejected(text, message) from error
         return Token(self, confirmation, name, headers, deadline, size)
 
     def _take_in(self, token: Token) -> PublishError | None:
@@ -202,8 +205,12 @@ class KafkaPublisher:
         return self._refused(token, error)
 
     def _start(self) -> bool:
+        try:
+            self._producer = self._new_producer()
+        except KafkaException as error:  # an option that librdkafka does not know
+            text = f"{self._config}: {error.args[0].str()}"
+            raise ConfigurationError(text) from error
         thread = threading.Thread(target=self._run, name="reliable-mq-kafka", daemon=True)
-        self._producer = self._new_producer()
         try:
             thread.start()
         except RuntimeError as error:  # no more threads in this process
@@ -248,7 +255,16 @@ class KafkaPublisher:
     def reported(self, token: Token, error: Any, record: Any) -> None:
         """What became of a message; called from poll."""
         if error is None:
-            self._stored.append((token, record.partition(), record.offset()))
+            offset = record.offset()
+            if offset is None or offset < 0:
+                # It infers that from a later one that was stored; a broker that does not know the
+                # producer stores the later one all the same, and this one nowhere.
+                token.in_doubt = True
+                self._break("librdkafka only infers that a message is stored")
+            elif self._broken:
+                self._held[token] = (record.partition(), offset)
+            else:
+                self._stored.append((token, record.partition(), offset))
             return
         said = what_is_said(error)
         if said in (Said.UNSENT, Said.NOTHING):
@@ -272,12 +288,27 @@ class KafkaPublisher:
         producer = self._new_producer()
         self._rebuild_at = self._clock.monotonic() + self._pause
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        self._end_stored(self._not_behind_a_failed_one())
         with self._gate:
             for token in self._open:
                 token.in_doubt = token.in_doubt or token.sent
                 token.sent = False
             self._waiting = deque(self._open)
             self._producer, self._reason, self._broken = producer, self._broken, ""
+
+    def _not_behind_a_failed_one(self) -> list[tuple[Token, int, int]]:
+        """What was stored in its order; what stands behind a failed one of its key goes again."""
+        held, self._held = self._held, {}
+        failed: set[tuple[str, bytes | None]] = set()
+        stored = []
+        with self._gate:
+            for token in self._open:
+                key = token.confirmation.message.key
+                if token not in held:
+                    failed.add((token.to, key))
+                elif key is None or (token.to, key) not in failed:
+                    stored.append((token, *held[token]))
+        return stored
 
     def _give_up_producer(self) -> None:
         """Hear its last words. What it has stored without a word may be sent again."""
@@ -291,8 +322,9 @@ class KafkaPublisher:
         """Find out about topics, and send what waited for them, in its order."""
         for name in dict.fromkeys([token.to for token in tuple(self._waiting)]):
             if name not in self._known:
-                there = self._ask(name)
+                there = self._finding.is_there(self._producer, name)
                 if there is None:
+                    self._reason = self._finding.reason
                     continue  # nobody answers: the next round asks again
                 if not there:
                     self._refuse_all(name)
@@ -311,20 +343,6 @@ class KafkaPublisher:
                     ended.append((token, error))
         for token, error in ended:
             self._end(token, error)
-
-    def _ask(self, name: str) -> bool | None:
-        """Whether a topic is there; None: nobody answers."""
-        try:
-            found = self._producer.list_topics(name, timeout=ASKING).topics.get(name)
-        except KafkaException as error:
-            self._reason = str(error)
-            return None
-        if found is not None and found.error is None:
-            return True
-        if found is not None and what_is_said(found.error) is not Said.MISSING:
-            self._reason = str(found.error)
-            return None if found.error.retriable() else False
-        return self._make_topic(name)
 
     def _refuse_all(self, name: str) -> None:
         for token in [token for token in tuple(self._waiting) if token.to == name]:
@@ -372,15 +390,12 @@ class KafkaPublisher:
         return True
 
     def _refused(self, token: Token, error: Any) -> PublishError:
-        message, said = token.confirmation.message, what_is_said(error)
-        if said is Said.FULL or token.in_doubt:  # an earlier producer may have stored it
+        message = token.confirmation.message
+        if (
+            what_is_said(error) is Said.FULL or token.in_doubt
+        ):  # an earlier producer may have stored it
             return self._no_answer(token, str(error))
-        if said is Said.TOO_LARGE:
-            return TooLarge(f"message {message.id} is too large for the broker: {error}", message)
-        if said is Said.MISSING:
-            text = f"message {message.id} cannot be routed: topic {token.to!r} is gone: {error}"
-            return Unroutable(text, message)
-        return PublishRejected(f"message {message.id} was refused: {error}", message)
+        return refusal(message, token.to, error)
 
     def _no_answer(self, token: Token, why: str) -> PublishError:
         in_doubt = token.in_doubt or token.sent

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError
 
-__all__ = ["Said", "what_is_said"]
+from reliable_mq.errors import PublishRejected, TooLarge, Unroutable
+
+if TYPE_CHECKING:
+    from reliable_mq.message import Message
+
+__all__ = ["Said", "refusal", "what_is_said"]
 
 
 class Said(Enum):
@@ -60,3 +65,14 @@ def what_is_said(error: Any) -> Said:
     if code in (KafkaError._PURGE_QUEUE, KafkaError._FATAL):
         return Said.UNSENT
     return Said.NOTHING
+
+
+def refusal(message: Message, topic: str, error: Any) -> PublishRejected:
+    """What a message ends as that the broker, or librdkafka, refused for good."""
+    said = what_is_said(error)
+    if said is Said.TOO_LARGE:
+        return TooLarge(f"message {message.id} is too large for the broker: {error}", message)
+    if said is Said.MISSING:
+        text = f"message {message.id} cannot be routed: topic {topic!r} is gone: {error}"
+        return Unroutable(text, message)
+    return PublishRejected(f"message {message.id} was refused: {error}", message)

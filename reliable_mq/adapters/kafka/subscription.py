@@ -12,11 +12,12 @@ from __future__ import annotations
 import heapq
 import logging
 import threading
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from msgspec.structs import replace
 
 from reliable_mq.adapters.base import Polled
@@ -33,8 +34,6 @@ from reliable_mq.outcome import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from confluent_kafka import TopicPartition
 
     from reliable_mq.adapters.base import OnRevoke, Subscribe
     from reliable_mq.adapters.kafka.admin import Admin
@@ -53,6 +52,9 @@ HELD: Final = 1_000
 BUSY, IDLE = 0.01, 0.1
 #: Seconds between two tries to reach a broker that is gone; and of the last commit.
 RETRY: Final = 1.0
+#: Seconds that the first connection may take.
+CONNECTS: Final = 5.0
+BEGINNING: Final = confluent_kafka.OFFSET_BEGINNING
 LAST_COMMIT: Final = 5.0
 
 GONE: Final = frozenset({KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART})
@@ -101,6 +103,9 @@ class KafkaSubscription:
         self._positions = Positions(
             self._consumer, subscribe, options.on_out_of_range, admin.topic_id
         )
+        # With a connection it joins at once; without, librdkafka looks again after two seconds.
+        with suppress(KafkaException):
+            self._consumer.list_topics(subscribe.topics[0], timeout=CONNECTS)
         self._join()
 
     # -- the port ------------------------------------------------------------------------------
@@ -257,11 +262,19 @@ class KafkaSubscription:
     # -- rebalances, called from inside poll -----------------------------------------------------
 
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        if self._closed:  # librdkafka makes an unassign of it; it would answer no question now
+            (consumer.incremental_assign if self._incremental else consumer.assign)(partitions)
+            return
         try:
             found = self._positions.of(partitions)
         except ReliableMQError as error:
             # Without their positions they cannot be assigned, and nobody would offer them again.
             self._error, self._join_again = error, True
+            # Until then they are ours, and nothing is read: without a call, confluent-kafka would
+            # assign them by itself, at no offset.
+            places = [TopicPartition(one.topic, one.partition, BEGINNING) for one in partitions]
+            (consumer.incremental_assign if self._incremental else consumer.assign)(places)
+            consumer.pause(places)
             return
         places = []
         for one in found:

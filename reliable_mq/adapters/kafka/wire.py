@@ -24,13 +24,22 @@ CREATED: Final = "rmq-created"
 
 
 def headers_of(message: Message, due: str | None = None) -> list[tuple[str, bytes | str]]:
-    """What says the rest of a message; `due`: the value of rmq-not-before."""
+    """What says the rest of a message; `due`: the value of rmq-not-before.
+
+    Raises: ValueError for a name that cannot be sent.
+    """
     headers: list[tuple[str, bytes | str]] = [(ID, message.id), (CREATED, repr(message.created_at))]
     headers += message.headers
     if due is not None:
         headers = [pair for pair in headers if pair[0] != "rmq-not-before"]
         headers.append(("rmq-not-before", due))
-    return headers
+    found: list[tuple[str, bytes | str]] = []
+    for name, value in headers:
+        if "\0" in name:  # confluent-kafka takes what is before it, of names and of texts
+            text = "a header's name cannot have a NUL"
+            raise ValueError(text)
+        found.append((name, value.encode() if isinstance(value, str) else value))
+    return found
 
 
 def from_record(topic: str, topic_id: str, record: Any) -> Message:
