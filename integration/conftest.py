@@ -9,7 +9,7 @@ import re
 import pytest
 
 from integration.faults import LONG, Run
-from integration.places import OnRabbit
+from integration.places import OnKafka, OnRabbit
 from reliable_mq.testing.brokers import (
     KafkaCluster,
     Missing,
@@ -45,7 +45,8 @@ def run(request, tmp_path):
     place = None
     if name != "sqlite":
         test = re.sub(r"\W+", "-", request.node.originalname.removeprefix("test_"))
-        place = OnRabbit(request.getfixturevalue(name), test[:40])
+        on = OnKafka if name.startswith("kafka") else OnRabbit
+        place = on(request.getfixturevalue(name), test[:40])
     run = Run(tmp_path, place)
     yield run
     run.end()

@@ -32,8 +32,9 @@ PATIENCE = 30.0
 
 
 def brokers(*names: str) -> pytest.MarkDecorator:
-    """The test, or all of a file's, on each of these: "sqlite", "rabbitmq", "rabbitmq_cluster"."""
-    return pytest.mark.parametrize("run", names or ("sqlite", "rabbitmq"), indirect=True)
+    """The test, or all of a file's, on each of these: fixtures of conftest.py, and "sqlite"."""
+    every = ("sqlite", "rabbitmq", "kafka")
+    return pytest.mark.parametrize("run", names or every, indirect=True)
 
 
 def until(look: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:

@@ -9,8 +9,6 @@ from integration.faults import LONG, brokers, promises, until
 from reliable_mq import ReliableMQ, TooLarge
 from reliable_mq.testing.history import Numbered
 
-pytestmark = brokers()
-
 ATTEMPTS = 3
 #: Bodies that are not what the handler takes.
 UNREADABLE = {
@@ -60,6 +58,7 @@ def by_hand(run):
     history.close()
 
 
+@brokers()
 def test_poison_ends_as_a_dead_letter_for_its_reason(run, by_hand):
     """Each within its attempts; the process survives; the innocents of the same key are handled."""
     orders = {"a/1": "raise", "b/2": "reject", "None/0": "raise", "None/3": "reject"}
@@ -91,6 +90,7 @@ def test_poison_ends_as_a_dead_letter_for_its_reason(run, by_hand):
     }
 
 
+@brokers()
 def test_a_body_that_is_too_large_is_refused_where_it_is_published(run, by_hand):
     """20 MB: definite, and nothing of it is stored."""
     with pytest.raises(TooLarge):
@@ -99,6 +99,7 @@ def test_a_body_that_is_too_large_is_refused_where_it_is_published(run, by_hand)
     assert run.lag() == 0
 
 
+@brokers()
 @pytest.mark.parametrize("removed", ["dead-letters", "ack-first"])
 def test_without_a_safety_the_checker_sees_it(run, by_hand, removed):
     """Controls: dead letters not stored; acks before the handler, which then dies."""
@@ -112,6 +113,7 @@ def test_without_a_safety_the_checker_sees_it(run, by_hand, removed):
     assert "lost" in broken or "dead letters" in broken
 
 
+@brokers("sqlite", "rabbitmq")
 def test_a_handler_that_kills_its_process_takes_nobody_with_it(run):
     """Each restart goes on; from its third run on the suspect runs alone; innocents are handled."""
     count = 60 if LONG else 4
@@ -137,6 +139,24 @@ def test_a_handler_that_kills_its_process_takes_nobody_with_it(run):
     assert verdict.effects == 4 * count
 
 
+@brokers("kafka")
+def test_where_nobody_counts_a_handler_that_kills_its_process_loses_nothing(run):
+    """Kafka does not say how often a message came: nobody tells the suspect, each life ends there.
+
+    Only who repairs the handler, or a store that counts, gets past it.
+    """
+    run.publish(keys=["a", "b", "c", None], count=4, orders={"c/1": "segfault"})
+    for _ in range(3):
+        consumer = run.spawn("consumer", lease_timeout=1.0, concurrency=2)
+        assert consumer.ends() == -signal.SIGSEGV, consumer.said()
+
+    verdict = run.verdict(drained=run.drain(cured=True, lease_timeout=1.0))
+
+    assert verdict.broken == ()
+    assert verdict.effects == 16
+
+
+@brokers()
 def test_an_async_handler_that_hangs_is_cancelled_and_dead_lettered(run):
     """At its deadline, each time; its key goes on."""
     run.publish(keys=["a", "b"], count=4, orders={"a/1": "hang"})
@@ -149,6 +169,7 @@ def test_an_async_handler_that_hangs_is_cancelled_and_dead_lettered(run):
     assert verdict.duplicate_deliveries == {id_of("a", 1): 1}
 
 
+@brokers()
 def test_without_a_timeout_a_handler_that_hangs_is_seen(run):
     """Control: its key never ends."""
     run.publish(keys=["a", "b"], count=4, orders={"a/1": "hang"})
@@ -158,6 +179,7 @@ def test_without_a_timeout_a_handler_that_hangs_is_seen(run):
     assert "liveness" in promises([run.verdict(drained=drained)])
 
 
+@brokers()
 def test_a_def_handler_that_hangs_is_told_and_only_its_key_waits(run):
     """It cannot be stopped: it is overdue, no dead letter, and at the end abandoned."""
     run.publish(keys=["a", "b"], count=4, orders={"a/1": "hang"})
@@ -174,6 +196,7 @@ def test_a_def_handler_that_hangs_is_told_and_only_its_key_waits(run):
     assert verdict.effects == 8
 
 
+@brokers()
 def test_too_many_handlers_that_hang_end_the_process(run):
     """It takes no more work, turns red, and ends with 1, so that somebody starts a new one."""
     orders = {f"k{number}/0": "hang" for number in range(3)}

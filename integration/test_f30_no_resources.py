@@ -9,7 +9,7 @@ CLEAN = (0, 1, 3, 5)
 MB = 1024 * 1024
 
 
-@brokers()
+@brokers("sqlite", "rabbitmq")
 def test_64_files_are_enough(run):
     """`ulimit -n 64`: a producer and a consumer live with it."""
     limits = {"RLIMIT_NOFILE": 64}
@@ -20,7 +20,7 @@ def test_64_files_are_enough(run):
     assert run.verdict().broken == ()
 
 
-@brokers()
+@brokers("sqlite", "rabbitmq")
 @pytest.mark.parametrize("program", ["producer", "consumer"])
 def test_too_few_files_are_an_error_of_ours(run, program):
     """Whatever the number: it ends in time, says why, and loses nothing."""
@@ -39,7 +39,7 @@ def test_too_few_files_are_an_error_of_ours(run, program):
     assert run.verdict(drained=run.drain(lease_timeout=1.0)).broken == ()
 
 
-@brokers()
+@brokers("sqlite", "rabbitmq")
 @pytest.mark.parametrize("room", [4, 16, 64, 256] if LONG else [4, 64])
 def test_too_few_threads_are_an_error_and_not_a_hang(run, room):
     """Memory for the stacks of a few threads only, where 64 are asked for."""
@@ -59,7 +59,7 @@ def without_a_thread(run, **plan):
     return producer
 
 
-@brokers()
+@brokers("sqlite", "rabbitmq")
 def test_a_publisher_without_a_thread_refuses(run):
     """Backpressure, or no connection; and nothing is stored."""
     producer = without_a_thread(run)
@@ -77,7 +77,7 @@ def test_a_receipt_of_a_publisher_without_a_thread_is_seen(run):
     assert promises([run.verdict(drained=run.drain())]) == {"lost"}
 
 
-@brokers()
+@brokers("sqlite", "rabbitmq")
 @pytest.mark.parametrize("room", [24, 48, 96, 192] if LONG else [24, 96])
 def test_too_little_memory_ends_a_consumer_and_loses_nothing(run, room):
     """Bodies that do not fit: it goes on, or it ends and says so."""
@@ -92,7 +92,7 @@ def test_too_little_memory_ends_a_consumer_and_loses_nothing(run, room):
     assert run.verdict(drained=run.drain(boot="the next")).broken == ()
 
 
-@brokers()
+@brokers("sqlite", "rabbitmq")
 @pytest.mark.parametrize(("removed", "broken"), [("", set()), ("ack-first", {"lost"})])
 def test_a_handler_that_gets_no_file_is_run_again(run, removed, broken):
     """Its effect cannot be written down, and the consumer is killed; control: acks before it."""

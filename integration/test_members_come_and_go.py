@@ -61,15 +61,25 @@ def test_keys_stay_in_order_and_nothing_is_lost(run, endings):
         assert verdict.duplicate_effects == {}
 
 
-@brokers("rabbitmq")
 @pytest.mark.parametrize(
-    ("removed", "broken"),
+    ("run", "removed", "broken"),
     [
-        ({"remove": "cancel-first"}, "inversion"),
-        ({"order_by": "none", "ordered": False}, "inversion"),
-        ({"remove": "ack-first"}, "lost"),
+        ("rabbitmq", {"remove": "cancel-first"}, "inversion"),
+        ("rabbitmq", {"order_by": "none", "ordered": False}, "inversion"),
+        ("rabbitmq", {"remove": "ack-first"}, "lost"),
+        ("kafka", {"remove": "commits"}, "lost"),
+        ("kafka", {"order_by": "none", "ordered": False}, "inversion"),
+        ("kafka", {"remove": "ack-first"}, "lost"),
     ],
-    ids=["cancelled before it closes", "several active consumers", "ack first"],
+    indirect=["run"],
+    ids=[
+        "cancelled before it closes",
+        "several active consumers",
+        "ack first",
+        "Kafka, what was fetched is committed",
+        "Kafka, no order",
+        "Kafka, ack first",
+    ],
 )
 def test_without_a_safety_the_checker_sees_it(run, removed, broken):
     """Controls: what keeps the order, and what keeps the messages."""

@@ -28,6 +28,8 @@ log = logging.getLogger("reliable_mq.consumer")
 LOOK = 0.25
 #: Seconds without a round after which a consumer does not count as alive.
 SILENT = 10.0
+#: What a consumer says whose credit is all held by keys that wait.
+STALLED = "waiting keys hold all its credit"
 
 State = Literal[
     "starting",
@@ -144,7 +146,7 @@ class Watch:
             state=state,
             live=alive and not stuck,
             ready=state in ("running", "standby") and alive and not stuck,
-            why=self._settler.paused or why,
+            why=self._settler.paused or why or (STALLED if self._stalled else ""),
             in_hand=self._in_hand.count,
             running=self._running,
             overdue=len(self._overdue),
@@ -169,7 +171,7 @@ class Watch:
         busy = self._lanes.busy or self._settler.sending
         stalled = not (self._in_hand.room() or busy or self._settler.paused)
         if stalled and not self._stalled:
-            log.warning("consumer %s: waiting keys hold all its credit", self._name)
+            log.warning("consumer %s: %s", self._name, STALLED)
             self._observers.emit(StalledByKey(self._subscribe.group, len(self._lanes)))
         self._stalled = stalled
 

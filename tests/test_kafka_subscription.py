@@ -172,14 +172,20 @@ def test_no_answer_about_positions_is_asked_for_again(rig, monkeypatch):
 
 
 class Brokers:
-    """What Positions asks: a partition with offsets 10 to 20, and a commit."""
+    """What Positions asks: partitions with offsets 10 to 20, and a commit of the first."""
 
-    def __init__(self, offset, text=""):
-        self.place = TopicPartition("t", 0, offset, text)
+    def __init__(self, offset, text="", others=()):
+        self.places = [TopicPartition("t", 0, offset, text)]
+        self.places += [TopicPartition("t", at, one) for at, one in enumerate(others, 1)]
 
     def committed(self, partitions, timeout):
         """Of the group."""
-        return [self.place]
+        return [self.places[one.partition] for one in partitions]
+
+    def list_topics(self, topic, timeout):
+        """Its partitions."""
+        partitions = {one.partition: one for one in self.places}
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions=partitions)})
 
     def get_watermark_offsets(self, place, timeout, cached):
         """Low, and the next."""
@@ -222,6 +228,11 @@ def test_offsets_that_are_there(offset):
 def test_a_group_without_a_position(start, offset):
     """Begins where it was told, within what is there."""
     assert begin(Brokers(-1001), start=start).offset == offset
+
+
+def test_a_partition_that_was_added_is_read_from_its_beginning():
+    """Also where the group began at the latest: it has a position in others, so this one is new."""
+    assert begin(Brokers(-1001, others=[15]), start="latest").offset == 10
 
 
 # ---- work that is taken away

@@ -2,7 +2,7 @@
 
 A safety that a plan names in `remove` is taken away in `removed`; nothing else differs, so a test
 that passes with all safeties and fails without this one has seen what it is for. What one broker
-does otherwise than another stands in `on_sqlite` and `on_rabbitmq`.
+does otherwise than another stands in `on_sqlite`, `on_rabbitmq` and `on_kafka`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     kill_at: die at this boundary; 0: live. stop_at: text of a boundary behind which this process
         stops itself, once. limits: as `resource` names them. room: bytes of memory that it may take
         beyond what it has.
-    boot, fast_since: of a broker in a file. Which boot of the machine it takes this for: the leases
-        of another one are over. The time from which on the broker's wall clock is too fast.
+    boot: of a broker in a file: which boot of the machine it takes this for; the leases of another
+        one are over. fast_since: the time from which on the wall clock is too fast, where that of
+        the client counts. partitions: of a topic that it makes.
     """
 
     url: str
@@ -53,6 +54,7 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stop_at: str = ""
     fast_since: float = 0.0
     boot: str | None = None
+    partitions: int = 3
     credit: int | None = None
     room: int = 0
     limits: dict[str, int] = msgspec.field(default_factory=dict)
@@ -86,6 +88,10 @@ def broker_of(url: str) -> Any:
         from integration.children.on_sqlite import OnSqlite
 
         return OnSqlite
+    if url.startswith("kafka:"):
+        from integration.children.on_kafka import OnKafka
+
+        return OnKafka
     from integration.children.on_rabbitmq import OnRabbitmq
 
     return OnRabbitmq

@@ -4,7 +4,7 @@ settle-first    a Receipt comes before the broker has the message
 ack-first       a delivery is acked as soon as it arrives
 dead-letters    dead letters are confirmed and thrown away
 
-Those that only one broker has stand with it, in `on_sqlite` and `on_rabbitmq`.
+Those that only one broker has stand with it, in `on_sqlite`, `on_rabbitmq` and `on_kafka`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ class _EarlySubscription(Around):
         polled = self.inner.poll(limit, timeout)
         if polled.deliveries:
             self.inner.ack(polled.deliveries)
-            self.inner.poll(0, 0.0)  # acks go with the next poll
+            acked = {one.lease for one in polled.deliveries}
+            while acked:  # acks go with the next polls
+                answer = self.inner.poll(0, 0.01)
+                acked.difference_update(answer.settled, answer.lost)
         return polled
 
     def ack(self, deliveries: Any) -> None:

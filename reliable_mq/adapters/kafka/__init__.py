@@ -68,11 +68,13 @@ class KafkaTransport:
 
     def subscribe(self, subscribe: Subscribe, on_revoke: OnRevoke) -> KafkaSubscription:
         """See Transport.subscribe."""
-        there = self._admin.topics()
-        missing = [topic for topic in subscribe.topics if topic not in there]
+        missing = self._admin.missing(subscribe.topics)
         if missing:
             text = f"topics {', '.join(map(repr, missing))} are missing: declare them, mq.topic(…)"
             raise ConfigurationError(text)
+        if subscribe.start not in (None, "earliest"):
+            for topic in subscribe.topics:  # of all partitions at once, whoever gets which
+                self._admin.place(topic, subscribe.group, subscribe.start)
         return KafkaSubscription(self._config, subscribe, on_revoke, self._clock, self._admin)
 
     def close(self) -> None:

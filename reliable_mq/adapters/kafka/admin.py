@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 #: Seconds that each question may take.
 ASKING: Final = 15.0
+#: Seconds after which every broker has heard of a new topic.
+SETTLING: Final = 2.0
 NEVER: Final = -1
 #: The same while a rebalance waits, and nobody polls; and of each try.
 ASKING_IN_A_REBALANCE, AGAIN = 6.0, 1.0
@@ -127,6 +129,16 @@ class Admin:
         """All topics, with how many partitions each has."""
         return {name: shape.partitions for name, shape in self.shapes().items()}
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those that are not there, nor a while later: brokers do not hear of one all at once."""
+        end = time.monotonic() + SETTLING
+        while True:
+            there = self.shapes()
+            missing = [name for name in names if name not in there]
+            if not missing or time.monotonic() > end:
+                return missing
+            self._nap.wait(0.1)
+
     @_translated
     def brokers(self) -> int:
         """How many there are."""
@@ -138,11 +150,18 @@ class Admin:
         asked = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
         if not asked:
             return {}
-        answers = self.client.describe_configs(asked, request_timeout=ASKING)
-        return {
-            resource.name: {key: one.value for key, one in answer.result(ASKING).items()}
-            for resource, answer in answers.items()
-        }
+        end = time.monotonic() + SETTLING
+        while True:
+            answers = self.client.describe_configs(asked, request_timeout=ASKING)
+            try:
+                return {
+                    resource.name: {key: one.value for key, one in answer.result(ASKING).items()}
+                    for resource, answer in answers.items()
+                }
+            except KafkaException as error:
+                if error.args[0].code() not in MOVING or time.monotonic() > end:
+                    raise
+            self._nap.wait(0.1)
 
     @_translated
     def create(self, new: Sequence[Any]) -> None:

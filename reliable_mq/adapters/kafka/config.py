@@ -116,6 +116,7 @@ class Config:
             "linger.ms": self._native.get("linger.ms", 0),  # under load batches form by themselves
             "compression.type": self._native.get("compression.type", "none"),
             "message.timeout.ms": 0,  # without end: our own deadlines tell, and leave no gap
+            "queue.buffering.max.kbytes": self._native.get("queue.buffering.max.kbytes", 64 * 1024),
             "message.max.bytes": self.options.max_body + 512 * 1024,
             "allow.auto.create.topics": False,
             "topic.metadata.refresh.interval.ms": self._native.get(
@@ -135,6 +136,7 @@ class Config:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
                 "isolation.level": "read_committed",
+                "enable.partition.eof": True,  # behind the last message there may be other records
                 "allow.auto.create.topics": False,
                 "max.poll.interval.ms": int((options.lease_timeout - LATE) * 1000),
             }

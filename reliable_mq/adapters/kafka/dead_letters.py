@@ -6,6 +6,10 @@ nobody joins, and is removed when all before it is discarded, too.
 
 from __future__ import annotations
 
+import heapq
+import logging
+from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -13,7 +17,7 @@ import confluent_kafka
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 
 from reliable_mq.adapters.base import StoredMessage
-from reliable_mq.adapters.kafka.metadata import decode, encode
+from reliable_mq.adapters.kafka.metadata import SPAN, decode, encode
 from reliable_mq.adapters.kafka.wire import from_record
 from reliable_mq.errors import ConfigurationError
 from reliable_mq.message import dead_letter_topic
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["browse", "discard"]
 
+log = logging.getLogger("reliable_mq.kafka")
+
 ASKING: Final = 15.0
 
 
@@ -37,7 +43,8 @@ def browse(config: Config, admin: Admin, topic: str, group: str, limit: int) -> 
         text = f"there are no dead letters of group {group!r} of {topic!r}"
         raise ConfigurationError(text)
     done = _done(admin, name)
-    found: list[tuple[int, StoredMessage]] = []
+    # By time over all partitions; within one in its own order, whatever clocks say.
+    found: dict[int, list[tuple[int, StoredMessage]]] = {}
     topic_id = admin.topic_id(name)
     for record in _records(config, name, partitions):
         offset, above = done.get(record.partition(), (0, frozenset()))
@@ -45,9 +52,10 @@ def browse(config: Config, admin: Admin, topic: str, group: str, limit: int) -> 
             continue
         message = from_record(topic, topic_id, record)
         position = f"{record.partition()}/{record.offset()}"
-        found.append((record.timestamp()[1], StoredMessage(message, position)))
-    found.sort(key=lambda pair: pair[0])
-    return [stored for _, stored in found[:limit]]
+        pair = (record.timestamp()[1], StoredMessage(message, position))
+        found.setdefault(record.partition(), []).append(pair)
+    merged = heapq.merge(*found.values(), key=itemgetter(0))
+    return [stored for _, stored in islice(merged, limit)]
 
 
 def discard(admin: Admin, topic: str, group: str, positions: Sequence[int | str]) -> int:
@@ -60,7 +68,11 @@ def discard(admin: Admin, topic: str, group: str, positions: Sequence[int | str]
         number, offset = (int(part) for part in str(position).split("/"))
         first, above = done.get(number, (0, frozenset()))
         known = marked.setdefault(number, set(above))
-        if offset >= first and offset not in known:
+        if offset >= first + SPAN:
+            log.warning(
+                "dead letter %s of %s is too far behind: discard those before it", position, name
+            )
+        elif offset >= first and offset not in known:
             known.add(offset)
             count += 1
     places = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -110,8 +110,12 @@ class Intake:
         came = {(one.topic, one.number) for one in self._came}
         dropped: set[Partition] = set()
         for record in records:
-            if record.error() is not None:
-                self._errors.append(record)
+            error = record.error()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    self._at_end(record)
+                else:
+                    self._errors.append(record)
                 continue
             key = (record.topic(), record.partition())
             partition = partitions.get(key)
@@ -127,6 +131,11 @@ class Intake:
                 partition.inbox_bytes += len(record)
         for partition in dropped:
             self._begin_again(partition)
+
+    def _at_end(self, record: Any) -> None:
+        partition = self._partitions.get((record.topic(), record.partition()))
+        if partition is not None:
+            partition.reach(record.offset())
 
     def _begin_again(self, partition: Partition) -> None:
         """What came in one call with its assignment may be of the one before: fetch that again."""

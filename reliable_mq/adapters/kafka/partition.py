@@ -63,6 +63,8 @@ class Partition:
         #: Whether there is something to commit: at first, where a group without a position begins.
         self.dirty = at.is_new
         self._position = at.offset
+        #: Where the partition ended when all of it had been fetched.
+        self._end = at.offset
         self._finished = at.done
 
     @property
@@ -80,6 +82,12 @@ class Partition:
         if self.tracker.full:
             self.tracker.advance()
         return self.tracker.full
+
+    def reach(self, end: int) -> None:
+        """All is fetched up to here: what is between is no message, but a mark of a transaction."""
+        self._end = end
+        if end > self._position and not self.inbox and not self.tracker.pending:
+            self.dirty = True
 
     def receive(self, offset: int) -> Slot | None:
         """A record is taken; None: it was finished before, by us or by another member."""
@@ -102,6 +110,8 @@ class Partition:
         position = self.tracker.advance()
         if position is not None and position > self._position:
             self._position = position
+        if self._end >= self.fetched and not self.inbox and not self.tracker.pending:
+            self._position = max(self._position, self._end)
         ahead = [offset for offset in self._finished if offset >= self._next]
         done = [*self.tracker.done_behind(), *ahead]
         text = encode(self._position, done, self.topic_id)

@@ -74,18 +74,30 @@ class Positions:
         """
         try:
             committed = self._consumer.committed(list(partitions), timeout=ASKING)
-            ids = {topic: self._topic_id(topic) for topic in {one.topic for one in committed}}
-            return [self._one(one, ids[one.topic]) for one in committed]
+            topics = {one.topic for one in committed}
+            ids = {topic: self._topic_id(topic) for topic in topics}
+            starts = {topic: self._start_of(topic) for topic in topics}
+            return [self._one(one, ids[one.topic], starts[one.topic]) for one in committed]
         except KafkaException as error:
             text = f"group {self._asks.group!r}: its offsets cannot be had: {error}"
             raise ConnectionFailed(text) from error
 
-    def _one(self, one: TopicPartition, topic_id: str) -> Position:
+    def _start_of(self, topic: str) -> Start:
+        """Where it begins with partitions that its group has no position in."""
+        start = self._asks.start
+        if topic not in self._asks.topics or start in (None, "earliest"):
+            return "earliest" if start is not None else None
+        found = self._consumer.list_topics(topic, timeout=ASKING).topics[topic]
+        places = [TopicPartition(topic, number) for number in found.partitions]
+        known = self._consumer.committed(places, timeout=ASKING)
+        # It has begun already: a partition without a position was added since, and is all new.
+        return "earliest" if any(one.offset >= 0 for one in known) else start
+
+    def _one(self, one: TopicPartition, topic_id: str, start: Start) -> Position:
         if one.error is not None:
             raise KafkaException(one.error)
         topic, number, offset = one.topic, one.partition, one.offset
         if offset < 0:
-            start = self._asks.start if topic in self._asks.topics else "earliest"
             begin = resolve(self._consumer, topic, number, start)
             return Position(topic, number, begin, topic_id, is_new=start is not None)
         said = decode(offset, one.metadata)

@@ -50,10 +50,8 @@ log = logging.getLogger("reliable_mq.kafka")
 
 #: Seconds of one wait for reports, and between two looks for what is over its deadline.
 LOOK: Final = 0.05
-#: Seconds in which a producer that is given up tells what became of what it had.
-LAST_WORDS: Final = 1.0
-#: Seconds between two new producers: at first, and at most.
-PAUSE, LONGEST_PAUSE = 0.1, 5.0
+#: Seconds for the last words of a producer that is given up; between two: at first, and at most.
+LAST_WORDS, PAUSE, LONGEST_PAUSE = 1.0, 0.1, 5.0
 
 
 class KafkaPublisher:

@@ -212,7 +212,7 @@ class KafkaSubscription:
             due = heapq.heappop(self._later)[2]
             if not due.lease.lost:
                 deliveries.append(due)
-        partitions = [one for one in self._partitions.values() if one.inbox]
+        partitions = [one for one in self._partitions.values() if one.inbox or one.paused]
         if partitions and len(deliveries) < limit:
             self._turn += 1  # so that none is always the last
             at = self._turn % len(partitions)
@@ -329,19 +329,22 @@ class KafkaSubscription:
         code = error.code()
         if code in GONE:
             if record.topic() in self._asks.topics:
-                text = f"topic {record.topic()!r} is gone: {error}"
-                self._error = ConfigurationError(text)
+                self._fail(ConfigurationError(f"topic {record.topic()!r} is gone: {error}"))
         elif code in FORBIDDEN:
             text = f"group {self._asks.group!r} may not read: {error}: ask for the rights"
-            self._error = ConfigurationError(text)
+            self._fail(ConfigurationError(text))
         elif code == KafkaError._AUTO_OFFSET_RESET:
-            self._error = None if self._moves_on else self._positions.out_of_range(record)
+            if not self._moves_on:
+                self._fail(self._positions.out_of_range(record))
             self._join_again = True
         elif error.fatal():
             text = f"group {self._asks.group!r}: this member is out for good: {error}"
-            self._error = TransportError(text)
+            self._fail(TransportError(text))
         else:
             log.warning("group %s: %s", self._asks.group, error)
+
+    def _fail(self, error: ReliableMQError) -> None:
+        self._error = self._error or error  # the first one tells why
 
     def _raise_what_went_wrong(self, now: float) -> None:
         error = self._error or self._topics.look(now)

@@ -45,6 +45,9 @@ class Topics:
             for group in topic.groups:
                 wanted.setdefault(dead_letter_topic(topic.name, group.name), topic.name)
         missing = [name for name in wanted if name not in shapes]
+        if missing and topology.mode == "check":
+            missing = self._admin.missing(missing)
+            shapes = self._admin.shapes()
         differences = self._differences([name for name in wanted if name in shapes])
         if topology.mode == "check":
             found = [f"topic {name!r} is missing" for name in missing] + differences
