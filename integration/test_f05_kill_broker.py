@@ -105,7 +105,7 @@ def test_what_was_confirmed_survives_the_death_of_the_broker(
     [
         ("rabbitmq", {"remove": "confirms", "count": 300}),
         ("rabbitmq", {"remove": "settle-first", "end": "kill", "count": 100}),
-        ("kafka", {"remove": "acks", "count": 300}),
+        ("kafka", {"remove": "acks", "count": 1_500}),
         ("kafka", {"remove": "settle-first", "end": "kill", "count": 100}),
     ],
     indirect=["run"],
