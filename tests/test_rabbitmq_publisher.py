@@ -5,7 +5,8 @@ import pytest
 from reliable_mq.adapters.rabbitmq import publisher as module
 from reliable_mq.adapters.rabbitmq.parameters import parse
 from reliable_mq.adapters.rabbitmq.publisher import LONGEST_PATIENCE, PATIENCE, RabbitPublisher
-from reliable_mq.message import Message, Topic
+from reliable_mq.errors import Backpressure, PublishUnknown
+from reliable_mq.message import DeadLetter, Message, Topic
 from reliable_mq.testing.clock import FakeClock
 
 
@@ -86,3 +87,29 @@ def test_an_ack_in_between_is_none(desk):
         pass_time(desk, PATIENCE - 0.1)
         desk.acked([(7, False)])
     assert desk._link.reconnects == []
+
+
+class Silent:
+    """A channel that sends, and is never answered."""
+
+    def send(self, window):
+        """All that there is room for."""
+        while window.next() is not None:
+            pass
+
+
+def test_a_window_full_of_what_is_over_lets_nothing_wait_for_ever(monkeypatch):
+    """Nothing is confirmed; what comes after all have ended ends by its deadline as well."""
+    monkeypatch.setattr(module, "Link", Link)
+    clock = FakeClock()
+    publisher = RabbitPublisher(parse("amqp://localhost/?window=1"), clock, set())
+    publisher.clock = clock
+    publisher._channel = Silent()
+    endings = []
+    for id in ("first", "second", "third"):
+        deadline = clock.monotonic() + 1.0
+        one = publisher.submit(Message(id, "t"), DeadLetter("t", "g"), deadline=deadline)
+        pass_time(publisher, 2.0)
+        endings.append(type(one.outcome))
+    publisher.close(0.0)
+    assert endings == [PublishUnknown, Backpressure, Backpressure]

@@ -157,9 +157,10 @@ def parse(url: str) -> Config:
     """Read a URL; opens nothing. Raises ConfigurationError; its text has no secret."""
     parts = urlsplit(url)
     login, _, hosts = parts.netloc.rpartition("@")
-    if parts.path not in ("", "/") or parts.fragment or not all(hosts.split(",")):
+    odd = parts.path not in ("", "/") or parts.fragment or "@" in parts.query
+    if odd or not all(hosts.split(",")):
         # None of it is shown: it may be a part of the password.
-        msg = "it has to be kafka://user:password@host,host?option=value, with / in them as %2F"
+        msg = "it has to be kafka://user:password@host,host?option=value, / ? # @ in them as %2F …"
         raise ConfigurationError(msg)
     text = f"{parts.scheme}://{'***@' if login else ''}{hosts}"
     native: dict[str, Any] = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from confluent_kafka import KafkaError, KafkaException
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from reliable_mq.adapters.kafka.partition import Partition
 
@@ -83,9 +83,12 @@ class Intake:
         finally:
             self._polled_at = self._monotonic()
 
-    def came(self, partition: Partition) -> None:
-        """It has just been assigned."""
-        self._came.append(partition)
+    def came(self, partitions: Sequence[Partition]) -> None:
+        """They have just been assigned."""
+        self._came += partitions
+        places = [one.place for one in partitions]
+        # librdkafka remembers a pause of an earlier assignment.
+        (self._consumer.pause if self._all_paused else self._consumer.resume)(places)
 
     def errors(self) -> list[Any]:
         """Records that are errors, once."""
@@ -111,11 +114,8 @@ class Intake:
         dropped: set[Partition] = set()
         for record in records:
             error = record.error()
-            if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    self._at_end(record)
-                else:
-                    self._errors.append(record)
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                self._errors.append(record)
                 continue
             key = (record.topic(), record.partition())
             partition = partitions.get(key)
@@ -124,6 +124,9 @@ class Intake:
             if came and key in came:
                 dropped.add(partition)
                 continue
+            if error is not None:
+                partition.reach(record.offset())
+                continue
             offset = record.offset()
             if offset >= partition.fetched:  # what was fetched before a seek is not
                 partition.fetched = offset + 1
@@ -131,11 +134,6 @@ class Intake:
                 partition.inbox_bytes += len(record)
         for partition in dropped:
             self._begin_again(partition)
-
-    def _at_end(self, record: Any) -> None:
-        partition = self._partitions.get((record.topic(), record.partition()))
-        if partition is not None:
-            partition.reach(record.offset())
 
     def _begin_again(self, partition: Partition) -> None:
         """What came in one call with its assignment may be of the one before: fetch that again."""

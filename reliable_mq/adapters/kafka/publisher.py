@@ -125,7 +125,7 @@ class KafkaPublisher:
             self._waiting.clear()
             self._stopped = True
             self._changed.notify_all()
-        self._end_all(rest, "the publisher was closed")
+        rest = self._end_all(rest, "the publisher was closed")
         if waits and thread is not None:
             thread.join(LAST_WORDS)
         return [token.confirmation.message for token in rest]
@@ -183,7 +183,6 @@ class KafkaPublisher:
                 message.key,
                 on_delivery=token,
                 headers=token.headers,
-                timestamp=int(message.created_at * 1000),
             )
         except BufferError:
             return self._no_answer(token, "librdkafka's queue is full")
@@ -225,15 +224,23 @@ class KafkaPublisher:
 
     def _run(self) -> None:
         while not self._stopped:
-            self._poll(LOOK)
-            if self._broken and self._clock.monotonic() >= self._rebuild_at:
-                self._rebuild()
-            if self._waiting and not self._broken:
-                self._send_waiting()
-            if self._clock.monotonic() >= self._next_deadline:
-                self._expire()
+            try:
+                self._round()
+            except Exception as error:  # a bug must not end the thread: all would hang
+                log.exception("%s: publishing failed", self._config)
+                self._break(repr(error))
         self._give_up_producer()
         self._producer = None  # it knows us: the two would wait for the garbage collector
+
+    def _round(self) -> None:
+        self._poll(LOOK)
+        if self._broken and self._clock.monotonic() >= self._rebuild_at:
+            self._rebuild()
+        if self._waiting and not self._broken:
+            self._send_waiting()
+            self._poll(0.0)  # what was stored meanwhile is not over its deadline
+        if self._clock.monotonic() >= self._next_deadline:
+            self._expire()
 
     def _poll(self, seconds: float) -> None:
         """Hear the reports."""
@@ -266,7 +273,7 @@ class KafkaPublisher:
             return
         said = what_is_said(error)
         if said in (Said.UNSENT, Said.NOTHING):
-            token.sent = token.sent and said is not Said.UNSENT
+            # Also what is given back unsent: it may have been sent before, and wait to be again.
             token.in_doubt = token.in_doubt or token.sent
             self._break(str(error))
             return  # it is open; the next producer sends it
@@ -282,17 +289,23 @@ class KafkaPublisher:
     def _rebuild(self) -> None:
         """Give all that is open to a new producer, in its order."""
         log.warning("%s: %s; another producer goes on", self._config, self._broken)
-        self._give_up_producer()
-        producer = self._new_producer()
         self._rebuild_at = self._clock.monotonic() + self._pause
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        try:
+            producer = self._new_producer()
+        except KafkaException as error:  # no thread or file left; or a certificate is exchanged
+            self._reason = str(error)
+            return
+        self._give_up_producer()
         self._end_stored(self._not_behind_a_failed_one())
         with self._gate:
             for token in self._open:
                 token.in_doubt = token.in_doubt or token.sent
                 token.sent = False
             self._waiting = deque(self._open)
-            self._producer, self._reason, self._broken = producer, self._broken, ""
+            old, self._producer = self._producer, producer
+            self._reason, self._broken = self._broken, ""
+        del old  # not before: its end waits for its threads, and the gate would with it
 
     def _not_behind_a_failed_one(self) -> list[tuple[Token, int, int]]:
         """What was stored in its order; what stands behind a failed one of its key goes again."""
@@ -323,7 +336,7 @@ class KafkaPublisher:
                 there = self._finding.is_there(self._producer, name)
                 if there is None:
                     self._reason = self._finding.reason
-                    continue  # nobody answers: the next round asks again
+                    break  # nobody answers: the next round asks again
                 if not there:
                     self._refuse_all(name)
                 else:
@@ -345,11 +358,14 @@ class KafkaPublisher:
     def _refuse_all(self, name: str) -> None:
         for token in [token for token in tuple(self._waiting) if token.to == name]:
             message = token.confirmation.message
-            text = (
-                f"message {message.id} cannot be routed: there is no topic {name!r}: declare it, "
-                f"mq.topic({message.topic!r}, groups=(…,))"
+            why = (
+                f"there is no topic {name!r}: declare it, mq.topic({message.topic!r}, groups=(…,))"
             )
-            self._end(token, Unroutable(text, message))
+            if token.in_doubt:  # an earlier producer may have stored it
+                self._end(token, self._no_answer(token, why))
+            else:
+                text = f"message {message.id} cannot be routed: {why}"
+                self._end(token, Unroutable(text, message))
 
     def _expire(self) -> None:
         now = self._clock.monotonic()
@@ -368,15 +384,16 @@ class KafkaPublisher:
             message = token.confirmation.message
             token.confirmation.settle(Receipt(message.id, message.topic, partition, offset))
 
-    def _end_all(self, tokens: Iterable[Token], why: str) -> None:
-        for token in tokens:
-            self._end(token, self._no_answer(token, why))
+    def _end_all(self, tokens: Iterable[Token], why: str) -> list[Token]:
+        """Those that were still open."""
+        return [token for token in tokens if self._end(token, self._no_answer(token, why))]
 
-    def _end(self, token: Token, outcome: PublishError) -> None:
+    def _end(self, token: Token, outcome: PublishError) -> bool:
         with self._gate:
             ended = self._leave(token)
         if ended:
             token.confirmation.settle(outcome)
+        return ended
 
     def _leave(self, token: Token) -> bool:
         if token not in self._open:

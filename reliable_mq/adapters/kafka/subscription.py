@@ -179,7 +179,7 @@ class KafkaSubscription:
             self._consumer.close()
 
     def _join(self) -> None:
-        self._join_again = False
+        self._join_again = self._intake.confused = False
         topics = [*self._asks.topics]
         topics += [retry_pattern(topic, self._asks.group) for topic in self._asks.topics]
         self._consumer.subscribe(
@@ -265,6 +265,7 @@ class KafkaSubscription:
         if self._closed:  # librdkafka makes an unassign of it; it would answer no question now
             (consumer.incremental_assign if self._incremental else consumer.assign)(partitions)
             return
+        group = self._asks.group
         try:
             found = self._positions.of(partitions)
         except ReliableMQError as error:
@@ -276,17 +277,11 @@ class KafkaSubscription:
             (consumer.incremental_assign if self._incremental else consumer.assign)(places)
             consumer.pause(places)
             return
-        places = []
-        for one in found:
-            owner = owner_of(one.topic, self._asks.topics, self._asks.group)
-            partition = Partition(one, owner)
-            self._partitions[one.topic, one.partition] = partition
-            self._intake.came(partition)
-            place = partition.place
-            place.offset = one.offset
-            places.append(place)
+        came = [Partition(one, owner_of(one.topic, self._asks.topics, group)) for one in found]
+        self._partitions.update({(one.topic, one.number): one for one in came})
+        places = [TopicPartition(one.topic, one.partition, one.offset) for one in found]
         (consumer.incremental_assign if self._incremental else consumer.assign)(places)
-        consumer.resume(places)  # librdkafka remembers a pause of an earlier assignment
+        self._intake.came(came)
 
     def _revoked(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         """Finish what runs of these, commit it, and let go."""
@@ -314,6 +309,8 @@ class KafkaSubscription:
         for one in mine:
             self._lost += one.lose()
             del self._partitions[one.topic, one.number]
+        self._later = [one for one in self._later if not one[2].lease.lost]
+        heapq.heapify(self._later)
         if self._incremental:
             consumer.incremental_unassign(partitions)
         else:

@@ -1,8 +1,11 @@
 """A Message as a record of Kafka, and back.
 
     id          header rmq-id             key, body   as they are; no key and a null body stay apart
-    created_at  header rmq-created, and   headers     headers, in order, with duplicates; text
-                the record's timestamp                becomes its UTF-8
+    created_at  header rmq-created        headers     headers, in order, with duplicates; text
+                                                      becomes its UTF-8
+
+The record's own timestamp is the time of publishing: retention counts from it, and a copy of an old
+message would be removed before it is read.
 
 A record of another program has the id "topic id/partition/offset": a topic that is made again under
 the same name gives other ids.
@@ -21,6 +24,10 @@ __all__ = ["from_record", "headers_of"]
 
 ID: Final = "rmq-id"
 CREATED: Final = "rmq-created"
+#: Stands for headers that cannot be read: the core refuses it, and the message is a dead letter.
+UNREADABLE: Final = "rmq-unreadable-headers"
+#: Epoch seconds beyond which no time is believed: the year 36812.
+LATEST: Final = 2.0**40
 
 
 def headers_of(message: Message, due: str | None = None) -> list[tuple[str, bytes | str]]:
@@ -46,7 +53,11 @@ def from_record(topic: str, topic_id: str, record: Any) -> Message:
     """The message of a record of a topic with this id."""
     id = created = None
     headers: list[Header] = []
-    for name, value in record.headers() or ():
+    try:
+        found = record.headers() or ()
+    except (SystemError, UnicodeError):  # a name is no UTF-8. Asked again, it crashes the process
+        found = ((UNREADABLE, b""),)
+    for name, value in found:
         if name == ID:
             id = _text(value)
         elif name == CREATED:
@@ -70,8 +81,7 @@ def _text(value: bytes | str | None) -> str:
 
 def _seconds(created: bytes | str | None, record: Any) -> float:
     try:
-        if created:
-            return float(created)
+        seconds = float(created) if created else -1.0
     except ValueError:
-        pass  # somebody else's
-    return float(record.timestamp()[1] / 1000)
+        seconds = -1.0  # somebody else's
+    return seconds if 0.0 <= seconds < LATEST else float(record.timestamp()[1] / 1000)

@@ -222,7 +222,7 @@ class RabbitPublisher:
 
     def shaken(self) -> None:
         """See Peer.shaken."""
-        self._timer = None
+        self._timer, self._called = None, False
         self._tick()
 
     def ready(self) -> None:
@@ -304,9 +304,9 @@ class RabbitPublisher:
         self._window.take(submitted)
         if self._channel is not None:
             self._channel.send(self._window)
-        if self._window.full:
-            self._called = True  # nobody need call: whatever makes room brings us here
         self._tick()
+        if self._window.full and self._timer is not None:
+            self._called = True  # nobody need call: what makes room, or the timer, brings us here
 
     def _tick(self) -> None:
         """Look again in a while, as long as there is something to look after."""
