@@ -22,7 +22,7 @@ test: $(READY) ## all tests: the unit tier on every installed Python, then integ
 	@tools/unit.sh
 	@tools/integration.sh
 
-test-fast: $(READY) ## most of the unit tier, on the main interpreter: no network, under 20 s
+test-fast: $(READY) ## most of the unit tier, on the main interpreter: no network, half a minute
 	$(PY) -m pytest -n 2 -m "not slow"
 
 faults: $(READY) ## integration/ with the long forms of the fault tests
