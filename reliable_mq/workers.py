@@ -78,7 +78,7 @@ class ThreadWorkers:
         mailbox: Mailbox,
     ) -> None:
         self._waiting = waiting
-        #: True wakes a thread, False ends one. At most one True is there at a time.
+        #: True wakes a thread, False ends one. There is one True, or a second for a moment.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
         self._rung = False
         self._stopped = False

@@ -3,19 +3,11 @@
 Numbers with # are bugs that Confluent's Parallel Consumer had.
 """
 
-import time
-from types import SimpleNamespace
-
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError
 
-from reliable_mq.adapters.base import Subscribe
-from reliable_mq.adapters.kafka import partition, position
-from reliable_mq.adapters.kafka.commits import Commits
-from reliable_mq.adapters.kafka.intake import Intake
-from reliable_mq.adapters.kafka.metadata import SPAN, encode
-from reliable_mq.adapters.kafka.position import Positions
-from reliable_mq.errors import ConnectionFailed, TransportError
+from reliable_mq.adapters.kafka import partition, subscription
+from reliable_mq.errors import ConnectionFailed
 from tests.kafka_mock import CLOSE, NEVER, OPTIONS, Rig
 from tests.waiting import eventually
 
@@ -116,25 +108,6 @@ def test_no_broker_and_then_one_again(rig):
     assert rig.committed() == 2
 
 
-def test_what_a_commit_cannot_say_is_not_settled():
-    """Metadata has an end, and offsets have gaps: what is beyond it would come again."""
-    asked = SimpleNamespace(commit=lambda **_: None)
-    commits = Commits("g", 0.0)
-    commits.consumer = asked
-    mine = partition.Partition(position.Position("t", 0, 0), "t")
-    leases = [partition.KafkaLease(mine, mine.receive(one)) for one in (0, 1, SPAN + 1)]
-    mine.in_hand.update(leases)
-    for lease in leases[1:]:
-        mine.finish(lease)
-    commits.begin([mine])
-    commits.answered(None, [])
-    assert commits.settled == leases[1:2]
-    mine.finish(leases[0])
-    commits.begin([mine])
-    commits.answered(None, [])
-    assert set(commits.settled) == set(leases)
-
-
 # ---- where a member begins
 
 
@@ -164,77 +137,13 @@ def test_a_slow_answer_about_positions_costs_nothing_but_time(rig):
 
 def test_no_answer_about_positions_is_asked_for_again(rig, monkeypatch):
     """Poll says so, and the next one goes on."""
-    monkeypatch.setattr(position, "ASKING", 0.2)
+    monkeypatch.setattr(subscription, "POSITIONS", 0.2)
     rig.cluster.fill("t", 2)
     rig.cluster.delay("OffsetFetch", 1.0)
     member = rig.another()
     with pytest.raises(ConnectionFailed, match="its offsets cannot be had"):
         eventually(rig.turn, "an error")
     assert offsets(rig.take(member, 2)) == [0, 1]
-
-
-class Brokers:
-    """What Positions asks: partitions with offsets 10 to 20, and a commit of the first."""
-
-    def __init__(self, offset, text="", others=()):
-        self.places = [TopicPartition("t", 0, offset, text)]
-        self.places += [TopicPartition("t", at, one) for at, one in enumerate(others, 1)]
-
-    def committed(self, partitions, timeout):
-        """Of the group."""
-        return [self.places[one.partition] for one in partitions]
-
-    def list_topics(self, topic, timeout):
-        """Its partitions."""
-        partitions = {one.partition: one for one in self.places}
-        return SimpleNamespace(topics={topic: SimpleNamespace(partitions=partitions)})
-
-    def get_watermark_offsets(self, place, timeout, cached):
-        """Low, and the next."""
-        return 10, 20
-
-
-def begin(brokers, on_out_of_range="error", start=None):
-    """Where a member begins."""
-    asks = Subscribe(topics=("t",), group="g", start=start)
-    positions = Positions(brokers, asks, on_out_of_range, lambda topic: "now")
-    return positions.of([TopicPartition("t", 0)])[0]
-
-
-@pytest.mark.parametrize(
-    ("brokers", "why"),
-    [
-        (Brokers(9), "the broker has 10 to 20"),
-        (Brokers(21), "it lost its data"),
-        (Brokers(15, encode(15, [17], "before")), "deleted and made again"),
-    ],
-)
-def test_offsets_that_mean_nothing_any_more(brokers, why):
-    """It is an error that says what to do, or begins where the URL says, without what was done."""
-    with pytest.raises(TransportError, match=f"{why}.*on_out_of_range=earliest"):
-        begin(brokers)
-    for choice, offset in (("earliest", 10), ("latest", 20)):
-        found = begin(brokers, choice)
-        assert (found.offset, found.done, found.is_new) == (offset, frozenset(), True)
-
-
-@pytest.mark.parametrize("offset", [10, 15, 20])
-def test_offsets_that_are_there(offset):
-    """First, last and between; with what is done behind."""
-    found = begin(Brokers(offset, encode(offset, [offset + 2], "now")))
-    assert (found.offset, found.done, found.is_new) == (offset, {offset + 2}, False)
-    assert begin(Brokers(offset, "others' text")).done == set()
-
-
-@pytest.mark.parametrize(("start", "offset"), [(None, 10), ("latest", 20), (15, 15), (99, 20)])
-def test_a_group_without_a_position(start, offset):
-    """Begins where it was told, within what is there."""
-    assert begin(Brokers(-1001), start=start).offset == offset
-
-
-def test_a_partition_that_was_added_is_read_from_its_beginning():
-    """Also where the group began at the latest: it has a position in others, so this one is new."""
-    assert begin(Brokers(-1001, others=[15]), start="latest").offset == 10
 
 
 # ---- work that is taken away
@@ -394,66 +303,3 @@ def test_what_is_acked_twice_or_late_is_no_error(rig):
     assert member.settled == [deliveries[0].lease]
     assert rig.committed() == 1
     assert member.got == deliveries
-
-
-class Arriving:
-    """A consumer whose one call brings the end of a partition behind records of before."""
-
-    def __init__(self, records):
-        self.records, self.sought = records, []
-
-    def poll(self, timeout):
-        """The first."""
-        return self.records.pop(0) if self.records else None
-
-    def consume(self, count, timeout):
-        """The rest."""
-        records, self.records = self.records, []
-        return records
-
-    def seek(self, place):
-        """Again from there."""
-        self.sought.append(place.offset)
-
-    def pause(self, places):
-        """Nothing to do."""
-
-    resume = pause
-
-
-class Arrived:
-    """A record, or the end."""
-
-    def __init__(self, offset, code=None):
-        self._offset, self._code = offset, code
-
-    def error(self):
-        """The end is one."""
-        return self._code and SimpleNamespace(code=lambda: self._code)
-
-    def topic(self):
-        """Always the same."""
-        return "t"
-
-    def partition(self):
-        """As well."""
-        return 0
-
-    def offset(self):
-        """Where."""
-        return self._offset
-
-    def __len__(self):
-        return 1
-
-
-def test_the_end_that_comes_with_what_is_dropped_is_not_committed():
-    """All of a call in which the partition was assigned is fetched again, its end as well."""
-    end = Arrived(12, KafkaError._PARTITION_EOF)
-    consumer = Arriving([Arrived(10), Arrived(11), end])
-    here = partition.Partition(position.Position("t", 0, 10), "t")
-    intake = Intake(consumer, {("t", 0): here}, time.monotonic)
-    wait = consumer.poll
-    consumer.poll = lambda timeout: intake.came([here]) or wait(timeout)
-    intake.wait(0.0)
-    assert (set(consumer.sought), here.dirty, here.to_commit().offset) == ({10}, False, 10)

@@ -58,6 +58,8 @@ class PublishContract:
         rig.need(fault="block")
         topic, group = rig.declare()
         member = rig.join(topic, group)
+        rig.send(rig.message(topic))
+        member.ack(*member.take(1))  # it is at its place now
         sent = rig.message(topic)
         with harness.blocked():
             confirmation = rig.submit(sent)

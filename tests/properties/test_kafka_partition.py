@@ -116,7 +116,7 @@ class PartitionMachine(RuleBasedStateMachine):
         position = Position("t", 0, at, "id", said.done, is_new=broker.offset is None)
         self.partition = self.partitions(position, "t")
         self.partition.tracker = OffsetTracker(WINDOW)
-        self.commits = self.commits_of("g", 0.0)
+        self.commits = self.commits_of("g", 0.0, 1e9)
         self.commits.consumer = broker
         self.at, self.known = at, broker.passed()
 
@@ -162,7 +162,9 @@ class PartitionMachine(RuleBasedStateMachine):
         if answer in ("yes", "unknown"):
             self.broker.store(offsets)
         if answer == "not this partition":
-            failed = SimpleNamespace(topic=one.topic, partition=one.partition, error=error)
+            failed = SimpleNamespace(
+                topic=one.topic, partition=one.partition, offset=one.offset, error=error
+            )
             self.commits.answered(None, [failed])
         else:
             self.commits.answered(None if answer == "yes" else error, offsets)

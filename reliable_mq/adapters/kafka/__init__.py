@@ -10,7 +10,7 @@ revokes      yes: rebalances move partitions between members that live
 durable      a Receipt means that all in-sync replicas have it
 max_body     900 KiB (`max_body`); topics that we make take that and what a dead letter needs
 redelivered  always 0: Kafka does not count
-dead letters browse, discard (marked, not removed)
+dead letters browse, discard (marked, and removed when all before it is)
 foreign      any program may produce; ids are topic id, partition and offset
 optional     DeadLetterStore, Lag
 """

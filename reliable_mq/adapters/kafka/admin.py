@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
@@ -33,14 +34,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Seconds that each question may take.
-ASKING: Final = 15.0
+ASKING: Final = 30.0
 #: Seconds after which every broker has heard of a new topic.
 SETTLING: Final = 2.0
 NEVER: Final = -1
-#: The same while a rebalance waits, and nobody polls; and of each try.
-ASKING_IN_A_REBALANCE, AGAIN = 6.0, 1.0
+#: Seconds without an answer after which a question is asked again.
+AGAIN: Final = 5.0
 #: Nobody has answered.
-UNHEARD: Final = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT})
+UNHEARD: Final = frozenset(
+    {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError.REQUEST_TIMED_OUT}
+)
 #: A partition has no leader for the moment, or our client does not know it yet.
 MOVING: Final = frozenset(
     {
@@ -168,13 +171,7 @@ class Admin:
         """Make these NewTopics, and wait until each is led; what is there by now stays as it is."""
         if not new:
             return
-        for name, made in self.client.create_topics(new, operation_timeout=ASKING).items():
-            try:
-                made.result(ASKING)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    text = f"topic {name!r} cannot be made: {error}"
-                    raise ConfigurationError(text) from error
+        self._insist(lambda: self._make(new), AGAIN, ASKING)
         names = {one.topic for one in new}
         end = time.monotonic() + ASKING
         while not all(
@@ -185,23 +182,43 @@ class Admin:
                 raise ConnectionFailed(text)
             self._nap.wait(0.05)
 
-    @_translated
-    def topic_id(self, name: str) -> str:
-        """What tells this topic from another one of the same name; "" where brokers are too old."""
-        end = time.monotonic() + ASKING_IN_A_REBALANCE
-        while True:
+    def _make(self, new: Sequence[Any]) -> None:
+        for name, made in self.client.create_topics(new, request_timeout=AGAIN).items():
             try:
-                described = self.describe([name], AGAIN)[name].result(2 * AGAIN)
+                made.result(2 * AGAIN)
             except KafkaException as error:
                 code = error.args[0].code()
-                if code == KafkaError._UNSUPPORTED_FEATURE:
-                    return ""
-                if code not in UNHEARD or time.monotonic() > end:
+                if code in UNHEARD:
                     raise
-                # It waits for the controller that it knew, which may be dead: learn another one.
-                self.client.list_topics(name, timeout=AGAIN)
-            else:
-                return str(described.topic_id)
+                if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                    text = f"topic {name!r} cannot be made: {error}"
+                    raise ConfigurationError(text) from error
+
+    @_translated
+    def topic_id(self, name: str, within: float = ASKING) -> str:
+        """What tells this topic from another one of the same name; "" where brokers are too old."""
+        again = min(1.0, within / 2)
+        try:
+            described = self._insist(
+                lambda: self.describe([name], again)[name].result(2 * again), again, within
+            )
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError._UNSUPPORTED_FEATURE:
+                return ""
+            raise
+        return str(described.topic_id)
+
+    def _insist(self, ask: Callable[[], T], again: float, within: float) -> T:
+        """Ask until somebody answers: librdkafka waits for the controller that it knew first."""
+        end = time.monotonic() + within
+        while True:
+            try:
+                return ask()
+            except KafkaException as error:
+                if error.args[0].code() not in UNHEARD or time.monotonic() + again > end:
+                    raise
+            with suppress(KafkaException):
+                self.client.list_topics(timeout=again)  # who controls the cluster now
 
     def close(self) -> None:
         """Forget the client, which ends its threads; the next question makes another."""
@@ -217,7 +234,7 @@ class Admin:
     def lags(self, topic: str, group: str) -> dict[int, int]:
         """Messages that the group has not finished, by partition."""
         committed = self.committed(topic, group)
-        ends, begins = self._ends(topic, LATEST), self._ends(topic, EARLIEST)
+        ends, begins = self.ends(topic), self.begins(topic)
         lags = {}
         for number, end in ends.items():
             offset, metadata = committed.get(number, (NEVER, ""))
@@ -255,7 +272,17 @@ class Admin:
             raise ConfigurationError(text)
         return [TopicPartition(topic, number) for number in range(count)]
 
-    def _ends(self, topic: str, which: Any) -> dict[int, int]:
+    @_translated
+    def begins(self, topic: str) -> dict[int, int]:
+        """The first offset of each partition."""
+        return self._offsets(topic, EARLIEST)
+
+    @_translated
+    def ends(self, topic: str) -> dict[int, int]:
+        """The offset behind the last record of each partition."""
+        return self._offsets(topic, LATEST)
+
+    def _offsets(self, topic: str, which: Any) -> dict[int, int]:
         asked = dict.fromkeys(self._partitions(topic), which)
         end = time.monotonic() + ASKING
         while True:
@@ -275,11 +302,19 @@ class Admin:
             return
         offsets = self._starts(topic, start)
         places = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
+        self.commit(group, places)
+
+    @_translated
+    def commit(self, group: str, places: list[TopicPartition]) -> None:
+        """Commit these offsets for a group that nobody is a member of."""
         asked = [ConsumerGroupTopicPartitions(group, places)]
-        self.client.alter_consumer_group_offsets(asked)[group].result(ASKING)
+        answer = self.client.alter_consumer_group_offsets(asked)[group].result(ASKING)
+        for one in answer.topic_partitions:
+            if one.error is not None:
+                raise KafkaException(one.error)
 
     def _starts(self, topic: str, start: Start) -> dict[int, int]:
-        begins, ends = self._ends(topic, EARLIEST), self._ends(topic, LATEST)
+        begins, ends = self.begins(topic), self.ends(topic)
         if start in (None, "earliest"):
             return begins
         if start == "latest":
@@ -287,5 +322,5 @@ class Admin:
         if isinstance(start, int):
             return {number: max(begins[number], min(start, ends[number])) for number in ends}
         assert isinstance(start, float)  # noqa: S101 - the rest of Start
-        found = self._ends(topic, Spec.for_timestamp(int(start * 1000)))
+        found = self._offsets(topic, Spec.for_timestamp(int(start * 1000)))
         return {number: ends[number] if found[number] < 0 else found[number] for number in ends}

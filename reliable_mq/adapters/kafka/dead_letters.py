@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import heapq
 import logging
+import time
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import confluent_kafka
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from reliable_mq.adapters.base import StoredMessage
 from reliable_mq.adapters.kafka.metadata import SPAN, decode, encode
 from reliable_mq.adapters.kafka.wire import from_record
-from reliable_mq.errors import ConfigurationError
+from reliable_mq.errors import ConfigurationError, ConnectionFailed
 from reliable_mq.message import dead_letter_topic
 
 if TYPE_CHECKING:
@@ -32,24 +33,20 @@ __all__ = ["browse", "discard"]
 
 log = logging.getLogger("reliable_mq.kafka")
 
+#: Seconds without any record, while there are some.
 ASKING: Final = 15.0
 
 
 def browse(config: Config, admin: Admin, topic: str, group: str, limit: int) -> list[StoredMessage]:
     """See DeadLetterStore.browse."""
     name = dead_letter_topic(topic, group)
-    partitions = admin.topics().get(name)
-    if partitions is None:
+    if name not in admin.topics():
         text = f"there are no dead letters of group {group!r} of {topic!r}"
         raise ConfigurationError(text)
-    done = _done(admin, name)
+    topic_id = admin.topic_id(name)
     # By time over all partitions; within one in its own order, whatever clocks say.
     found: dict[int, list[tuple[int, StoredMessage]]] = {}
-    topic_id = admin.topic_id(name)
-    for record in _records(config, name, partitions):
-        offset, above = done.get(record.partition(), (0, frozenset()))
-        if record.offset() < offset or record.offset() in above:
-            continue
+    for record in _records(config, admin, name, limit):
         message = from_record(topic, topic_id, record)
         position = f"{record.partition()}/{record.offset()}"
         pair = (record.timestamp()[1], StoredMessage(message, position))
@@ -61,7 +58,7 @@ def browse(config: Config, admin: Admin, topic: str, group: str, limit: int) -> 
 def discard(admin: Admin, topic: str, group: str, positions: Sequence[int | str]) -> int:
     """See DeadLetterStore.discard."""
     name = dead_letter_topic(topic, group)
-    done = _done(admin, name)
+    done, ends = _done(admin, name), admin.ends(name)
     marked: dict[int, set[int]] = {}
     count = 0
     for position in positions:
@@ -72,7 +69,7 @@ def discard(admin: Admin, topic: str, group: str, positions: Sequence[int | str]
             log.warning(
                 "dead letter %s of %s is too far behind: discard those before it", position, name
             )
-        elif offset >= first and offset not in known:
+        elif first <= offset < ends.get(number, 0) and offset not in known:
             known.add(offset)
             count += 1
     places = []
@@ -83,8 +80,7 @@ def discard(admin: Admin, topic: str, group: str, positions: Sequence[int | str]
             first += 1
         places.append(TopicPartition(name, number, first, encode(first, offsets)))
     if places:
-        asked = [ConsumerGroupTopicPartitions(name, places)]
-        admin.client.alter_consumer_group_offsets(asked)[name].result(ASKING)
+        admin.commit(name, places)
         admin.remove_before([one for one in places if one.offset > 0])
     return count
 
@@ -97,27 +93,44 @@ def _done(admin: Admin, name: str) -> dict[int, tuple[int, frozenset[int]]]:
     }
 
 
-def _records(config: Config, name: str, partitions: int) -> list[Any]:
+def _records(config: Config, admin: Admin, name: str, limit: int) -> list[Any]:
+    """The first that are not done, so many of each partition at most."""
+    done, begins, ends = _done(admin, name), admin.begins(name), admin.ends(name)
+    wanted = {number: limit for number, end in ends.items() if end > begins[number]}
+    found: list[Any] = []
     consumer = confluent_kafka.Consumer(config.consumer(f"{name}-browse-{uuid4().hex}"))
     try:
-        ends: dict[int, int] = {}
-        places = []
-        for number in range(partitions):
-            place = TopicPartition(name, number)
-            low, high = consumer.get_watermark_offsets(place, timeout=ASKING, cached=False)
-            if high > low:
-                ends[number] = high
-                places.append(TopicPartition(name, number, low))
-        consumer.assign(places)
-        found: list[Any] = []
-        silent = 0
-        while ends and silent < 100:  # noqa: PLR2004 - ten seconds without any record
-            records = consumer.consume(500, 0.1)
-            silent = 0 if records else silent + 1
-            found += [record for record in records if record.error() is None]
-            for place in consumer.position(places):
-                if place.offset >= ends.get(place.partition, 1 << 62):
-                    del ends[place.partition]
-        return found
+        consumer.assign([TopicPartition(name, number, begins[number]) for number in wanted])
+        patience = time.monotonic() + ASKING
+        while wanted:
+            for record in _fetched(consumer):
+                patience = time.monotonic() + ASKING
+                number, offset = record.partition(), record.offset()
+                if number not in wanted:
+                    continue
+                first, above = done.get(number, (0, frozenset()))
+                if record.error() is None and offset >= first and offset not in above:
+                    found.append(record)
+                    wanted[number] -= 1
+                if wanted[number] <= 0 or offset + 1 >= ends[number]:
+                    del wanted[number]
+                    consumer.pause([TopicPartition(name, number)])
+            if time.monotonic() > patience:
+                text = f"{config}: some dead letters of {name!r} did not come within {ASKING} s"
+                raise ConnectionFailed(text)
+    except KafkaException as error:
+        text = f"{config}: the dead letters of {name!r} cannot be read: {error}"
+        raise ConnectionFailed(text) from error
     finally:
         consumer.close()
+    return found
+
+
+def _fetched(consumer: Any) -> list[Any]:
+    """Records, and the ends of partitions; raises what else comes in place of a record."""
+    records: list[Any] = consumer.consume(500, 0.1)
+    for record in records:
+        error = record.error()
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:
+            raise KafkaException(error)
+    return records

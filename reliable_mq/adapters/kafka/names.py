@@ -9,8 +9,10 @@ long retries  the topics `topic.group.retry.<seconds>`, one delay each, read by 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from reliable_mq.errors import Unroutable
 from reliable_mq.message import DeadLetter, RetryCopy, dead_letter_topic
 
 if TYPE_CHECKING:
@@ -18,18 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LADDER",
-    "LONGEST_NAME",
     "is_retry_of",
     "owner_of",
     "retry_pattern",
     "retry_topic",
     "rung",
-    "where",
+    "topic_of",
 ]
 
 #: Characters of a topic's name, and what they may be.
 LONGEST_NAME: Final = 249
-is_legal = re.compile(r"[A-Za-z0-9._-]+").fullmatch
+_legal = re.compile(r"[A-Za-z0-9._-]+").fullmatch
 #: Seconds of the retry topics: at once, then powers of two up to 9.1 hours.
 LADDER: Final[tuple[int, ...]] = (0, *(1 << power for power in range(16)))
 
@@ -65,10 +66,20 @@ def owner_of(name: str, topics: tuple[str, ...], group: str) -> str:
     return name
 
 
-def where(message: Message, to: Destination) -> str:
-    """The topic that a message is produced to."""
+def topic_of(message: Message, to: Destination) -> str:
+    """The topic that a message is produced to. Raises Unroutable: no topic can have that name."""
     if isinstance(to, RetryCopy):
-        return retry_topic(to.topic, to.group, rung(to.delay))
-    if isinstance(to, DeadLetter):
-        return dead_letter_topic(to.topic, to.group)
-    return message.topic
+        name = retry_topic(to.topic, to.group, rung(to.delay))
+    elif isinstance(to, DeadLetter):
+        name = dead_letter_topic(to.topic, to.group)
+    else:
+        name = message.topic
+    if not _is_legal(name):
+        text = f"message {message.id!r}: {name!r} cannot be the name of a topic of Kafka"
+        raise Unroutable(text, message)
+    return name
+
+
+@lru_cache(maxsize=1_000)
+def _is_legal(name: str) -> bool:
+    return len(name) <= LONGEST_NAME and bool(_legal(name))

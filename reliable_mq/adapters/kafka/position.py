@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
     from reliable_mq.adapters.base import Start, Subscribe
 
-__all__ = ["Position", "Positions", "resolve"]
+__all__ = ["Position", "Positions"]
 
-#: Seconds that each question to the broker may take.
-ASKING: Final = 10.0
 #: A partition has no leader for the moment, or our client does not know it yet.
 MOVING: Final = frozenset(
     {
@@ -51,7 +49,9 @@ class Positions:
     """Of one consumer. The owner thread, inside its poll.
 
     Args:
-        topic_id: Tells a topic from another one of the same name.
+        topic_id: Tells a topic from another one of the same name, within so many seconds.
+        patience: Seconds that all questions of one assignment may take together. A poll that takes
+            longer than `max.poll.interval.ms` would have the member evicted.
     """
 
     def __init__(
@@ -59,12 +59,15 @@ class Positions:
         consumer: Any,
         subscribe: Subscribe,
         on_out_of_range: str,
-        topic_id: Callable[[str], str],
+        topic_id: Callable[[str, float], str],
+        patience: float,
     ) -> None:
         self._consumer = consumer
         self._asks = subscribe
         self._on_out_of_range = on_out_of_range
         self._topic_id = topic_id
+        self._patience = patience
+        self._end = 0.0
 
     def of(self, partitions: Sequence[TopicPartition]) -> list[Position]:
         """Where to begin with each.
@@ -72,24 +75,28 @@ class Positions:
         Raises: ConnectionFailed when the broker does not answer; TransportError when a committed
             offset is not there any more, or was one of another topic of that name.
         """
+        self._end = time.monotonic() + self._patience
         try:
-            committed = self._consumer.committed(list(partitions), timeout=ASKING)
+            committed = self._consumer.committed(list(partitions), timeout=self._left())
             topics = {one.topic for one in committed}
-            ids = {topic: self._topic_id(topic) for topic in topics}
+            ids = {topic: self._topic_id(topic, self._left()) for topic in topics}
             starts = {topic: self._start_of(topic) for topic in topics}
             return [self._one(one, ids[one.topic], starts[one.topic]) for one in committed]
         except KafkaException as error:
             text = f"group {self._asks.group!r}: its offsets cannot be had: {error}"
             raise ConnectionFailed(text) from error
 
+    def _left(self) -> float:
+        return max(0.05, self._end - time.monotonic())
+
     def _start_of(self, topic: str) -> Start:
         """Where it begins with partitions that its group has no position in."""
         start = self._asks.start
         if topic not in self._asks.topics or start in (None, "earliest"):
             return "earliest" if start is not None else None
-        found = self._consumer.list_topics(topic, timeout=ASKING).topics[topic]
+        found = self._consumer.list_topics(topic, timeout=self._left()).topics[topic]
         places = [TopicPartition(topic, number) for number in found.partitions]
-        known = self._consumer.committed(places, timeout=ASKING)
+        known = self._consumer.committed(places, timeout=self._left())
         # It has begun already: a partition without a position was added since, and is all new.
         return "earliest" if any(one.offset >= 0 for one in known) else start
 
@@ -98,11 +105,11 @@ class Positions:
             raise KafkaException(one.error)
         topic, number, offset = one.topic, one.partition, one.offset
         if offset < 0:
-            begin = resolve(self._consumer, topic, number, start)
+            begin = self._resolve(topic, number, start)
             return Position(topic, number, begin, topic_id, is_new=start is not None)
         said = decode(offset, one.metadata)
         place = TopicPartition(topic, number)
-        low, high = _ends(self._consumer, place)
+        low, high = self._ends(place)
         if said.topic_id and topic_id and said.topic_id != topic_id:
             why = "the topic was deleted and made again since"
         elif not low <= offset <= high:
@@ -119,6 +126,33 @@ class Positions:
         moved = low if self._on_out_of_range == "earliest" else high
         return Position(topic, number, moved, topic_id, is_new=True)
 
+    def _ends(self, place: TopicPartition) -> tuple[int, int]:
+        """Its first offset and the next one. A new leader may not know yet that it leads."""
+        while True:
+            left = self._left()
+            try:
+                low, high = self._consumer.get_watermark_offsets(place, timeout=left, cached=False)
+            except KafkaException as error:
+                if error.args[0].code() not in MOVING or time.monotonic() > self._end:
+                    raise
+                nap.wait(0.05)
+            else:
+                return int(low), int(high)
+
+    def _resolve(self, topic: str, partition: int, start: Start) -> int:
+        """The offset that a start means."""
+        place = TopicPartition(topic, partition)
+        low, high = self._ends(place)
+        if start is None or start == "earliest":
+            return low
+        if start == "latest":
+            return high
+        if isinstance(start, int) and not isinstance(start, bool):
+            return max(low, min(start, high))
+        place.offset = int(float(start) * 1000)
+        (found,) = self._consumer.offsets_for_times([place], timeout=self._left())
+        return int(found.offset) if found.offset >= 0 else high
+
     def out_of_range(self, record: Any) -> TransportError:
         """The error for an offset that went away while it was read."""
         text = (
@@ -126,32 +160,3 @@ class Positions:
             f"partition {record.partition()}, is not there any more: {record.error()}"
         )
         return TransportError(text)
-
-
-def _ends(consumer: Any, place: TopicPartition) -> tuple[int, int]:
-    """Its first offset and the next one. A new topic's leader may not know yet that it leads."""
-    end = time.monotonic() + ASKING
-    while True:
-        try:
-            low, high = consumer.get_watermark_offsets(place, timeout=ASKING, cached=False)
-        except KafkaException as error:
-            if error.args[0].code() not in MOVING or time.monotonic() > end:
-                raise
-            nap.wait(0.05)
-        else:
-            return int(low), int(high)
-
-
-def resolve(consumer: Any, topic: str, partition: int, start: Start) -> int:
-    """The offset that a start means."""
-    place = TopicPartition(topic, partition)
-    low, high = _ends(consumer, place)
-    if start is None or start == "earliest":
-        return int(low)
-    if start == "latest":
-        return int(high)
-    if isinstance(start, int) and not isinstance(start, bool):
-        return max(int(low), min(start, int(high)))
-    place.offset = int(float(start) * 1000)
-    (found,) = consumer.offsets_for_times([place], timeout=ASKING)
-    return int(found.offset) if found.offset >= 0 else int(high)

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 import confluent_kafka
 from confluent_kafka import KafkaException
 
-from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer, size_of
+from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer
 from reliable_mq.adapters.kafka.finding import Finding
-from reliable_mq.adapters.kafka.names import LONGEST_NAME, is_legal, where
 from reliable_mq.adapters.kafka.reports import Said, refusal, what_is_said
-from reliable_mq.adapters.kafka.token import Token
-from reliable_mq.adapters.kafka.wire import headers_of
+from reliable_mq.adapters.kafka.token import Token, token_of
 from reliable_mq.confirmation import Confirmation
 from reliable_mq.errors import (
     ConfigurationError,
@@ -35,7 +33,7 @@ from reliable_mq.errors import (
     TransportError,
     Unroutable,
 )
-from reliable_mq.message import Receipt, RetryCopy
+from reliable_mq.message import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,6 +63,7 @@ class KafkaPublisher:
         self._config = config
         self._clock = clock
         self._finding = Finding(make_topic)
+        self._max_body = config.options.max_body
         self._pid = os.getpid()
         #: Guards all below.
         self._gate = threading.Lock()
@@ -103,7 +102,9 @@ class KafkaPublisher:
             raise TransportError(text)
         confirmation = Confirmation(message)
         try:
-            token = self._token(confirmation, to, not_before, deadline)
+            token = token_of(
+                self, confirmation, to, not_before, deadline, self._clock.now, self._max_body
+            )
             with self._gate:
                 refused = self._take_in(token)
         except PublishError as error:
@@ -132,29 +133,6 @@ class KafkaPublisher:
 
     # -- handing in ----------------------------------------------------------------------------
 
-    def _token(
-        self,
-        confirmation: Confirmation,
-        to: Destination,
-        not_before: float | None,
-        deadline: float | None,
-    ) -> Token:
-        message = confirmation.message
-        size = size_of(message, to, self._config.options.max_body)
-        name = where(message, to)
-        if name not in self._known and (len(name) > LONGEST_NAME or not is_legal(name)):
-            text = f"message {message.id!r}: {name!r} cannot be the name of a topic of Kafka"
-            raise Unroutable(text, message)
-        due = not_before
-        if isinstance(to, RetryCopy) and to.delay > 0:
-            due = max(due or 0.0, self._clock.now() + to.delay)
-        try:
-            headers = headers_of(message, None if due is None else repr(due))
-        except ValueError as error:
-            text = f"message {message.id!r} cannot be sent: {error}"
-            raise PublishRejected(text, message) from error
-        return Token(self, confirmation, name, headers, deadline, size)
-
     def _take_in(self, token: Token) -> PublishError | None:
         if self._closed or len(self._open) >= OPEN or self._bytes >= OPEN_BYTES:
             return self._no_answer(token, "there is no room")
@@ -164,7 +142,10 @@ class KafkaPublisher:
             self._waiting.append(token)
             self._changed.notify_all()
         else:
-            error = self._produce(token)
+            try:
+                error = self._produce(token)
+            except BufferError:
+                return self._no_answer(token, "librdkafka's queue is full")
             if error is not None:
                 return error
         self._open[token] = None
@@ -174,18 +155,15 @@ class KafkaPublisher:
         return None
 
     def _produce(self, token: Token) -> PublishError | None:
-        """Hand it to librdkafka. What that refuses at once was certainly not sent."""
+        """Hand it to librdkafka. What that refuses at once was certainly not sent.
+
+        Raises: BufferError when its queue is full.
+        """
         message = token.confirmation.message
         try:
             self._producer.produce(
-                token.to,
-                message.body,
-                message.key,
-                on_delivery=token,
-                headers=token.headers,
+                token.to, message.body, message.key, on_delivery=token, headers=token.headers
             )
-        except BufferError:
-            return self._no_answer(token, "librdkafka's queue is full")
         except KafkaException as error:
             return self._refused_at_once(token, error.args[0])
         except (TypeError, ValueError, OverflowError) as error:
@@ -330,42 +308,47 @@ class KafkaPublisher:
         self._poll(0.0)
 
     def _send_waiting(self) -> None:
-        """Find out about topics, and send what waited for them, in its order."""
-        for name in dict.fromkeys([token.to for token in tuple(self._waiting)]):
-            if name not in self._known:
-                there = self._finding.is_there(self._producer, name)
-                if there is None:
-                    self._reason = self._finding.reason
-                    break  # nobody answers: the next round asks again
-                if not there:
-                    self._refuse_all(name)
-                else:
-                    self._known.add(name)
-        ended = []
+        """Send what waited for its topic or for room, in its order."""
+        self._find_topics()
+        ended: list[tuple[Token, PublishError]] = []
         with self._gate:
-            rest: deque[Token] = deque()
-            waiting, self._waiting = self._waiting, rest
-            for token in waiting:
+            waiting, self._waiting = self._waiting, deque()
+            while waiting and not self._broken:
+                token = waiting.popleft()
                 if token not in self._open:
                     continue
-                if self._broken or token.to not in self._known:
-                    rest.append(token)
-                elif (error := self._produce(token)) is not None:
+                if token.to not in self._known:
+                    self._waiting.append(token)
+                    continue
+                try:
+                    error = self._produce(token)
+                except BufferError:  # it was taken in: it waits for room
+                    waiting.appendleft(token)
+                    break
+                if error is not None:
                     ended.append((token, error))
+            self._waiting += waiting
         for token, error in ended:
             self._end(token, error)
+
+    def _find_topics(self) -> None:
+        for name in {token.to for token in tuple(self._waiting)} - self._known:
+            there = self._finding.is_there(self._producer, name)
+            if there is None:
+                self._reason = self._finding.reason
+                return  # nobody answers: the next round asks again
+            if there:
+                self._known.add(name)
+            else:
+                self._refuse_all(name)
 
     def _refuse_all(self, name: str) -> None:
         for token in [token for token in tuple(self._waiting) if token.to == name]:
             message = token.confirmation.message
-            why = (
-                f"there is no topic {name!r}: declare it, mq.topic({message.topic!r}, groups=(…,))"
-            )
-            if token.in_doubt:  # an earlier producer may have stored it
-                self._end(token, self._no_answer(token, why))
-            else:
-                text = f"message {message.id} cannot be routed: {why}"
-                self._end(token, Unroutable(text, message))
+            why = f"topic {name!r} is missing: declare it, mq.topic({message.topic!r}, groups=(…,))"
+            unroutable = Unroutable(f"message {message.id} cannot be routed: {why}", message)
+            # What is in doubt an earlier producer may have stored.
+            self._end(token, self._no_answer(token, why) if token.in_doubt else unroutable)
 
     def _expire(self) -> None:
         now = self._clock.monotonic()
@@ -406,9 +389,8 @@ class KafkaPublisher:
 
     def _refused(self, token: Token, error: Any) -> PublishError:
         message = token.confirmation.message
-        if (
-            what_is_said(error) is Said.FULL or token.in_doubt
-        ):  # an earlier producer may have stored it
+        # What is in doubt an earlier producer may have stored.
+        if token.in_doubt or what_is_said(error) is Said.FULL:
             return self._no_answer(token, str(error))
         return refusal(message, token.to, error)
 

@@ -50,12 +50,13 @@ NOTHING: Final = Polled()
 HELD: Final = 1_000
 #: Seconds of one wait for records, which nothing can interrupt: with work in hand, and without.
 BUSY, IDLE = 0.01, 0.1
-#: Seconds between two tries to reach a broker that is gone; and of the last commit.
+#: Seconds between two tries to reach a broker that is gone.
 RETRY: Final = 1.0
-#: Seconds that the first connection may take.
-CONNECTS: Final = 5.0
+#: Seconds that the first connection may take, and the last commit.
+CONNECTS, LAST_COMMIT = 5.0, 5.0
+#: Seconds at most in which the broker is to tell where a member begins.
+POSITIONS: Final = 10.0
 BEGINNING: Final = confluent_kafka.OFFSET_BEGINNING
-LAST_COMMIT: Final = 5.0
 
 GONE: Final = frozenset({KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART})
 FORBIDDEN: Final = frozenset(
@@ -93,17 +94,26 @@ class KafkaSubscription:
         self._incremental = (
             options.group_protocol == "consumer" or options.assignment == "cooperative-sticky"
         )
-        self._commits = Commits(subscribe.group, options.commit_interval)
+        self._commits = Commits(subscribe.group, options.commit_interval, options.session_timeout)
         told = {"on_commit": self._commits.answered, "error_cb": self._heard, "logger": log}
-        self._consumer = confluent_kafka.Consumer(config.consumer(subscribe.group) | told)
+        try:
+            self._consumer = confluent_kafka.Consumer(config.consumer(subscribe.group) | told)
+        except KafkaException as error:  # an option that librdkafka does not know
+            text = f"{config}: {error.args[0].str()}"
+            raise ConfigurationError(text) from error
         self._commits.consumer = self._consumer
         self._intake = Intake(self._consumer, self._partitions, clock.monotonic)
         self._moves_on = options.on_out_of_range != "error"
         self._topics = TopicWatch(admin, subscribe.topics, moves_on=self._moves_on)
         self._positions = Positions(
-            self._consumer, subscribe, options.on_out_of_range, admin.topic_id
+            self._consumer,
+            subscribe,
+            options.on_out_of_range,
+            admin.topic_id,
+            min(POSITIONS, options.lease_timeout / 2),
         )
-        # With a connection it joins at once; without, librdkafka looks again after two seconds.
+        # With a connection it joins at once; without, librdkafka looks again after two seconds. If
+        # there is none, the first poll tells.
         with suppress(KafkaException):
             self._consumer.list_topics(subscribe.topics[0], timeout=CONNECTS)
         self._join()
@@ -117,10 +127,19 @@ class KafkaSubscription:
 
     def poll(self, limit: int, timeout: float) -> Polled:
         """See Subscription.poll."""
+        try:
+            return self._poll(limit, self._clock.monotonic() + timeout)
+        except KafkaException as error:
+            said = error.args[0]
+            if isinstance(said, KafkaError) and said.fatal():
+                raise self._out_for_good(said) from error
+            text = f"{self._config}: {said}; it is tried again"
+            raise ConnectionFailed(text) from error
+
+    def _poll(self, limit: int, end: float) -> Polled:
         if self._join_again:
             self._consumer.unsubscribe()
             self._join()
-        end = self._clock.monotonic() + timeout
         while True:
             self._wait_and_fetch(limit, end)
             now = self._clock.monotonic()
@@ -325,8 +344,7 @@ class KafkaSubscription:
     def _hear_of(self, record: Any, error: Any) -> None:
         code = error.code()
         if code in GONE:
-            if record.topic() in self._asks.topics:
-                self._fail(ConfigurationError(f"topic {record.topic()!r} is gone: {error}"))
+            self._topics.look_soon()  # brokers do not hear of a new one all at once
         elif code in FORBIDDEN:
             text = f"group {self._asks.group!r} may not read: {error}: ask for the rights"
             self._fail(ConfigurationError(text))
@@ -335,10 +353,12 @@ class KafkaSubscription:
                 self._fail(self._positions.out_of_range(record))
             self._join_again = True
         elif error.fatal():
-            text = f"group {self._asks.group!r}: this member is out for good: {error}"
-            self._fail(TransportError(text))
+            self._fail(self._out_for_good(error))
         else:
             log.warning("group %s: %s", self._asks.group, error)
+
+    def _out_for_good(self, error: Any) -> TransportError:
+        return TransportError(f"group {self._asks.group!r}: this member is out for good: {error}")
 
     def _fail(self, error: ReliableMQError) -> None:
         self._error = self._error or error  # the first one tells why

@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from reliable_mq.adapters.endings import size_of
+from reliable_mq.adapters.kafka.names import topic_of
+from reliable_mq.adapters.kafka.wire import headers_of
 from reliable_mq.confirmation import Confirmation
+from reliable_mq.errors import PublishRejected
+from reliable_mq.message import RetryCopy
 
 if TYPE_CHECKING:
-    from reliable_mq.adapters.kafka.publisher import KafkaPublisher
+    from collections.abc import Callable
 
-__all__ = ["Token"]
+    from reliable_mq.adapters.kafka.publisher import KafkaPublisher
+    from reliable_mq.message import Destination
+
+__all__ = ["Token", "token_of"]
 
 
 class Token(Struct, eq=False, gc=False):  # its cycle ends with it
@@ -30,3 +38,27 @@ class Token(Struct, eq=False, gc=False):  # its cycle ends with it
         """The report. Never raises: it would come out of somebody's poll."""
         publisher: KafkaPublisher = self.publisher
         publisher.reported(self, error, record)
+
+
+def token_of(  # noqa: PLR0917 - a call with names costs twice as much
+    publisher: KafkaPublisher,
+    confirmation: Confirmation,
+    to: Destination,
+    not_before: float | None,
+    deadline: float | None,
+    now: Callable[[], float],
+    max_body: int,
+) -> Token:
+    """What is to be sent. Raises PublishRejected: no topic of Kafka can take it."""
+    message = confirmation.message
+    size = size_of(message, to, max_body)
+    name = topic_of(message, to)
+    due = not_before
+    if isinstance(to, RetryCopy) and to.delay > 0:
+        due = max(due or 0.0, now() + to.delay)
+    try:
+        headers = headers_of(message, None if due is None else repr(due))
+    except ValueError as error:
+        text = f"message {message.id!r} cannot be sent: {error}"
+        raise PublishRejected(text, message) from error
+    return Token(publisher, confirmation, name, headers, deadline, size)

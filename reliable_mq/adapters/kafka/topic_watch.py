@@ -41,6 +41,8 @@ class TopicWatch:
         self.made_again = False
         self._known: dict[str, tuple[str, int]] = {}
         self._asked: dict[str, Any] = {}
+        #: Missing at the last look: gone, if they are at the next one as well.
+        self._missing: set[str] = set()
         self._due = 0.0
 
     def look(self, now: float) -> ConfigurationError | None:
@@ -61,13 +63,21 @@ class TopicWatch:
                 return error
         return None
 
+    def look_soon(self) -> None:
+        """Somebody says that one is gone."""
+        self._due = 0.0
+
     def _compare(self, topic: str, answer: Any) -> ConfigurationError | None:
         try:
             found = answer.result()
         except KafkaException as error:
-            if error.args[0].code() in MISSING:
+            if error.args[0].code() not in MISSING:
+                return None  # the way to the broker: others tell of it
+            if topic in self._missing:
                 return ConfigurationError(f"topic {topic!r} is gone: {error}")
-            return None  # the way to the broker: others tell of it
+            self._missing.add(topic)
+            return None
+        self._missing.discard(topic)
         now = (str(found.topic_id), len(found.partitions))
         before = self._known.setdefault(topic, now)
         if now[0] != before[0] and self._moves_on:

@@ -27,7 +27,6 @@ from reliable_mq.confirmation import Confirmation
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-
 __all__ = ["Entry", "Window"]
 
 #: Seconds before what was refused is sent again: doubled with each refusal.
