@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import confluent_kafka
-import msgspec
 
 from integration.kafka_proxy import Answers
+from integration.victims import Order, kill_after
 from reliable_mq.adapters.base import Subscribe
 from reliable_mq.adapters.kafka import KafkaTransport
 from reliable_mq.adapters.kafka.publisher import KafkaPublisher
-from reliable_mq.testing.contracts import Harness, victim
+from reliable_mq.testing.contracts import Harness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,15 +88,9 @@ class KafkaHarness(Harness):
         ack: Sequence[int] = (),
         nack: Mapping[int, float] | None = None,
     ) -> list[str]:
-        """See Harness.kill_after; `be_killed` is what it runs."""
-        asks = msgspec.to_builtins(subscribe)
-        url = self._url(self.broker.url)
-        order = json.dumps([url, asks, take, list(ack), list((nack or {}).items())])
-        command = [sys.executable, "-m", "integration.kafka_harness", order]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            taken: list[str] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-            process.send_signal(signal.SIGKILL)
-        return taken
+        """See Harness.kill_after."""
+        order = Order(self._url(self.broker.url), subscribe, take, list(ack), dict(nack or {}))
+        return kill_after(order)
 
     def revoke(self, subscription: Subscription) -> None:
         """Has been done by whoever joined beside it: "range" takes all from all, and deals anew."""
@@ -170,20 +160,9 @@ class KafkaHarness(Harness):
         return f"{url}?{self.options}"
 
 
-def be_killed(
-    url: str,
-    asks: dict[str, Any],
-    take: int,
-    ack: Sequence[int],
-    nack: Sequence[tuple[int, float]],
-) -> None:
-    """The life of a member that is killed."""
-    subscribe = msgspec.convert(asks, Subscribe)
-    member = KafkaTransport(url).subscribe(subscribe, lambda *_: None)
-    taken = victim(lambda limit: member.poll(limit, 0.05), member, take, ack=ack, nack=dict(nack))
-    print(json.dumps(taken), flush=True)
-    signal.pause()
-
-
-if __name__ == "__main__":
-    be_killed(*json.loads(sys.argv[1]))
+def harness_for(broker: Any, request: Any) -> Iterator[KafkaHarness]:
+    """For one test. Members share as they do by default, but where all of one is taken away."""
+    revoked = request.node.originalname == "test_revocation"
+    harness = KafkaHarness(broker, assignment="range" if revoked else "cooperative-sticky")
+    yield harness
+    harness.close()

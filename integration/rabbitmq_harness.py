@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pika
 
+from integration.victims import Order, kill_after
 from reliable_mq.adapters.base import Subscribe, Topology
 from reliable_mq.adapters.rabbitmq import RabbitTransport
 from reliable_mq.adapters.rabbitmq.publisher import RabbitPublisher
-from reliable_mq.clock import SYSTEM_CLOCK
 from reliable_mq.errors import PublishError
 from reliable_mq.message import Message, Topic
 from reliable_mq.testing.brokers.proxy import Proxy
-from reliable_mq.testing.contracts import Harness, victim
+from reliable_mq.testing.contracts import Harness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -102,15 +97,9 @@ class RabbitHarness(Harness):
         ack: Sequence[int] = (),
         nack: Mapping[int, float] | None = None,
     ) -> list[str]:
-        """See Harness.kill_after; `be_killed` is what it runs."""
-        asks = msgspec.to_builtins(subscribe)
-        url = self._url(self.broker.url)
-        order = json.dumps([url, asks, take, list(ack), list((nack or {}).items())])
-        command = [sys.executable, "-m", "integration.rabbitmq_harness", order]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            taken: list[str] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-            process.send_signal(signal.SIGKILL)
-        return taken
+        """See Harness.kill_after."""
+        order = Order(self._url(self.broker.url), subscribe, take, list(ack), dict(nack or {}))
+        return kill_after(order)
 
     def publish_foreign(self, topic: str, body: bytes) -> None:
         """By plain pika, with no property at all."""
@@ -182,22 +171,3 @@ class RabbitHarness(Harness):
 
     def _url(self, url: str) -> str:
         return f"{url}?{OPTIONS}"
-
-
-def be_killed(
-    url: str,
-    asks: dict[str, Any],
-    take: int,
-    ack: Sequence[int],
-    nack: Sequence[tuple[int, float]],
-) -> None:
-    """The life of a member that is killed."""
-    subscribe = msgspec.convert(asks, Subscribe)
-    member = RabbitTransport(url, clock=SYSTEM_CLOCK).subscribe(subscribe, lambda *_: None)
-    taken = victim(lambda limit: member.poll(limit, 0.05), member, take, ack=ack, nack=dict(nack))
-    print(json.dumps(taken), flush=True)
-    signal.pause()
-
-
-if __name__ == "__main__":
-    be_killed(*json.loads(sys.argv[1]))
