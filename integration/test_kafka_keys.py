@@ -10,7 +10,7 @@ import pytest
 from integration.faults import promises, until
 from integration.kafka_traffic import Traffic, read, write
 from reliable_mq import Reject, Retry, RetryPolicy
-from reliable_mq.adapters.kafka import KafkaTransport, partition
+from reliable_mq.adapters.kafka import KafkaTransport, intake, partition
 from reliable_mq.adapters.kafka import subscription as adapter
 from reliable_mq.events import KeyGap, LaneHalted, Retried, StalledByKey
 from reliable_mq.message import DeadLetter, Message
@@ -106,9 +106,11 @@ def test_the_health_of_a_stalled_consumer_says_why(kafka):
         assert "key" in traffic.why()
 
 
-def test_a_window_that_is_full_of_a_hot_key_holds_up_its_partition_alone(kafka, monkeypatch):
+@pytest.mark.parametrize("kept", [intake.KEPT, 0.0], ids=["kept", "fetched again"])
+def test_a_window_that_is_full_of_a_hot_key_holds_up_its_partition_alone(kafka, monkeypatch, kept):
     """The adapter's own window: what is done behind the head is bounded; others' go on."""
     monkeypatch.setattr(partition, "WINDOW", 40)
+    monkeypatch.setattr(intake, "KEPT", kept)
     with Traffic(kafka, credit=400, retry=QUICK, on_failure="block") as traffic:
         broken = failing(traffic)
         traffic.join()

@@ -210,7 +210,7 @@ def _pairs(headers: Any) -> tuple[Header, ...]:
     except (TypeError, ValueError):
         _wrong_type("headers=", headers, "a mapping or a sequence of pairs")
     for name, value in pairs:
-        if type(name) is not str or type(value) is not str:
+        if type(name) is not str or (type(value) is not str and type(value) is not bytes):
             _check_header_types(name, value)
     return pairs
 
@@ -273,7 +273,9 @@ def _check_headers(message: Message) -> None:
         _wrong_type("headers", message.headers, "a tuple of pairs")
     size = 0
     for name, value in message.headers:
-        if type(name) is type(value) is str and value.isascii() and value.isprintable():
+        if type(name) is str and (
+            type(value) is bytes or (type(value) is str and value.isascii() and value.isprintable())
+        ):
             if not _wrong_with(name):  # the usual one, in half the time
                 size += len(name) + len(value)
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from reliable_mq.adapters.base import GroupSpec, TopicSpec, Topology
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from reliable_mq.routes import ConsumerOptions, Declared
 
 __all__ = ["check_against", "credit_of", "keyed_of", "lane_of", "order_of", "topology_of"]
+
+log = logging.getLogger("reliable_mq.consumer")
 
 
 def topology_of(
@@ -49,7 +52,10 @@ def check_against(
     topics: Mapping[str, TopicSpec],
     limits: Limits,
 ) -> None:
-    """Refuse what this broker, these topics or these limits cannot honour; name the remedy."""
+    """Refuse what this broker, these topics or these limits cannot honour; name the remedy.
+
+    What it cannot do though nobody asked for it is said in the log.
+    """
     order, broker = order_of(options.order_by), capabilities.name
     if order != "none":
         for name in options.topics:
@@ -73,6 +79,13 @@ def check_against(
     if limits.credit is not None and limits.credit < needed:
         msg = f"{handler}: Limits(credit={limits.credit}) is less than the {needed} it runs at once"
         raise ConfigurationError(msg)
+    if not capabilities.counts_redeliveries:
+        log.warning(
+            "%s: %s does not count deliveries, and there is no store that does: a message that "
+            "kills the process comes again each time, and is no suspect",
+            handler,
+            broker,
+        )
 
 
 def credit_of(options: ConsumerOptions, limits: Limits) -> int:

@@ -726,6 +726,23 @@ def test_what_the_broker_cannot_honour_is_refused_at_start(
     assert not mq.health().ready
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_broker_that_counts_no_deliveries_is_told_of_at_start(
+    counts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody tells then that a message kills the process again and again."""
+    limited = msgspec.structs.replace(CAPABILITIES, counts_redeliveries=counts)
+    mq = ReliableMQ(MemoryTransport(MemoryBroker(capabilities=limited)))
+
+    @mq.consumer("orders", group="g")
+    def bill(_: bytes) -> None:
+        return None
+
+    with mq:
+        told = [one for one in caplog.messages if "does not count deliveries" in one]
+    assert len(told) == (0 if counts else 1)
+
+
 def test_a_new_group_can_begin_at_a_time() -> None:
     """What was published before is not for it; that is how one replays from there on."""
     broker = MemoryBroker()

@@ -78,6 +78,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     max_body: bytes of the largest body of a user's message. Dead letters may be larger by what
         their headers need.
     tombstones: a null body is kept apart from an empty one.
+    counts_redeliveries: the broker counts arrivals that ended without ack or nack. Where it does
+        not, nobody but a store sees that a message kills the process again and again.
     clean_returns: what a member gives back when it closes does not count as redelivered.
     """
 
@@ -94,6 +96,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     max_hold: float | None = None
     max_body: int = 1024 * 1024
     tombstones: bool = True
+    counts_redeliveries: bool = True
     clean_returns: bool = True
     transactions: bool = False
     replay: bool = False

@@ -189,7 +189,7 @@ class ConsumeContract:
             assert [one.id for one in sent] == ids(taken)
 
     def test_redelivery_after_kill(self, rig: Rig, harness: Harness) -> None:
-        """What a killed member had in hand comes to the others, and nothing is missing."""
+        """What a killed member had in hand comes to the others, counted, and nothing is missing."""
         rig.need(fault="kill")
         topic, group = rig.declare()
         sent = rig.messages(topic, 6, b"k")
@@ -200,6 +200,8 @@ class ConsumeContract:
 
         assert len(held) == 4
         assert sorted(one.id for one in sent) == sorted(ids(taken))
+        counted = {one.message.id for one in taken if one.redelivered}
+        assert counted == (set(held) if rig.capabilities.counts_redeliveries else set())
 
     @pytest.mark.parametrize("ending", ["close", "kill"])
     def test_acks_out_of_order(self, rig: Rig, harness: Harness, ending: str) -> None:

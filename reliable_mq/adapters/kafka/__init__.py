@@ -56,6 +56,7 @@ class KafkaTransport:
             starts=frozenset({"earliest", "latest", "time", "offset"}),
             lease_timeout=options.lease_timeout,
             max_body=options.max_body,
+            counts_redeliveries=False,
         )
 
     def ensure(self, topology: Topology) -> None:

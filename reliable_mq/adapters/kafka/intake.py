@@ -4,7 +4,7 @@ While there is enough, the consumer is left alone, so that librdkafka keeps what
 pause would throw that away. It is polled now and then all the same, as that is where rebalances
 and the answers to commits come from, and what comes with it is taken. Only when that has added up
 are all partitions paused. One whose window is full, or whose next record is not due, is paused by
-itself, and the others go on.
+itself, and the others go on; when what such ones keep has added up, the next forgets what it has.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ ENOUGH: Final = 10_000
 ENOUGH_BYTES: Final = 16 * 1024 * 1024
 #: How many times that pauses all partitions, and lets them go on.
 TOO_MUCH, LITTLE = 2.0, 0.5
+#: How many times that those keep which are paused by themselves, all together.
+KEPT: Final = 4.0
 #: Seconds for which the consumer may be left alone.
 ALONE: Final = 0.1
 
@@ -103,8 +105,13 @@ class Intake:
         if stalled and not partition.paused and partition.inbox:
             self._consumer.pause([partition.place])
             partition.paused = True
+            if self._fullness(paused=True) > KEPT:
+                partition.drop()
         elif partition.paused and not stalled:
             partition.paused = False
+            if partition.dropped:
+                partition.dropped = False
+                self._seek(partition)
             if not self._all_paused:
                 self._consumer.resume([partition.place])
 
@@ -119,7 +126,7 @@ class Intake:
                 continue
             key = (record.topic(), record.partition())
             partition = partitions.get(key)
-            if partition is None:
+            if partition is None or partition.dropped:
                 continue
             if came and key in came:
                 dropped.add(partition)
@@ -133,10 +140,11 @@ class Intake:
                 partition.inbox.append(record)
                 partition.inbox_bytes += len(record)
         for partition in dropped:
-            self._begin_again(partition)
+            # What came in one call with its assignment may be of the one before.
+            self._seek(partition)
 
-    def _begin_again(self, partition: Partition) -> None:
-        """What came in one call with its assignment may be of the one before: fetch that again."""
+    def _seek(self, partition: Partition) -> None:
+        """Fetch again what we do not have."""
         place = partition.place
         place.offset = partition.fetched
         try:
@@ -147,9 +155,9 @@ class Intake:
     def _one_is_empty(self) -> bool:
         return any(not one.inbox for one in self._partitions.values())
 
-    def _fullness(self) -> float:
-        """1.0 is enough."""
-        partitions = [one for one in self._partitions.values() if not one.paused]
+    def _fullness(self, *, paused: bool = False) -> float:
+        """1.0 is enough, of those that go on; or of those that are paused by themselves."""
+        partitions = [one for one in self._partitions.values() if one.paused is paused]
         records = sum([len(one.inbox) for one in partitions])
         size = sum([one.inbox_bytes for one in partitions])
         return max(records / ENOUGH, size / ENOUGH_BYTES)

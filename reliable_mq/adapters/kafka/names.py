@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from reliable_mq.errors import Unroutable
-from reliable_mq.message import DeadLetter, RetryCopy, dead_letter_topic
+from reliable_mq.message import RetryCopy, Topic, dead_letter_topic
 
 if TYPE_CHECKING:
     from reliable_mq.message import Destination, Message
@@ -68,12 +68,12 @@ def owner_of(name: str, topics: tuple[str, ...], group: str) -> str:
 
 def topic_of(message: Message, to: Destination) -> str:
     """The topic that a message is produced to. Raises Unroutable: no topic can have that name."""
-    if isinstance(to, RetryCopy):
-        name = retry_topic(to.topic, to.group, rung(to.delay))
-    elif isinstance(to, DeadLetter):
-        name = dead_letter_topic(to.topic, to.group)
-    else:
+    if isinstance(to, Topic):
         name = message.topic
+    elif isinstance(to, RetryCopy):
+        name = retry_topic(to.topic, to.group, rung(to.delay))
+    else:
+        name = dead_letter_topic(to.topic, to.group)
     if not _is_legal(name):
         text = f"message {message.id!r}: {name!r} cannot be the name of a topic of Kafka"
         raise Unroutable(text, message)

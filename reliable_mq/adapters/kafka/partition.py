@@ -60,6 +60,8 @@ class Partition:
         #: Monotonic seconds: what is next in the inbox is not due before.
         self.rests_until = 0.0
         self.paused = False
+        #: What had been fetched was forgotten, and is fetched again when it goes on.
+        self.dropped = False
         #: Whether there is something to commit: at first, where a group without a position begins.
         self.dirty = at.is_new
         self._position = at.offset
@@ -88,6 +90,14 @@ class Partition:
         self._end = end
         if end > self._position and not self.inbox and not self.tracker.pending:
             self.dirty = True
+
+    def drop(self) -> None:
+        """Forget what was fetched and not asked for."""
+        self.fetched = self.inbox[0].offset()
+        self._end = min(self._end, self.fetched - 1)  # else it would be committed as read
+        self.inbox.clear()
+        self.inbox_bytes = 0
+        self.dropped = True
 
     def receive(self, offset: int) -> Slot | None:
         """A record is taken; None: it was finished before, by us or by another member."""

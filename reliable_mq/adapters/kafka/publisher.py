@@ -13,7 +13,6 @@ what had been stored is stored twice.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +24,7 @@ from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer
 from reliable_mq.adapters.kafka.finding import Finding
 from reliable_mq.adapters.kafka.reports import Said, refusal, what_is_said
 from reliable_mq.adapters.kafka.token import Token, token_of
+from reliable_mq.adapters.process import HERE
 from reliable_mq.confirmation import Confirmation
 from reliable_mq.errors import (
     ConfigurationError,
@@ -64,7 +64,8 @@ class KafkaPublisher:
         self._clock = clock
         self._finding = Finding(make_topic)
         self._max_body = config.options.max_body
-        self._pid = os.getpid()
+        self._now = clock.now
+        self._forks = HERE.forks
         #: Guards all below.
         self._gate = threading.Lock()
         self._changed = threading.Condition(self._gate)
@@ -97,13 +98,13 @@ class KafkaPublisher:
         deadline: float | None = None,
     ) -> Confirmation:
         """See Publisher.submit."""
-        if self._pid != os.getpid():
+        if self._forks != HERE.forks:
             text = f"this publisher to {self._config} was made before a fork: make a new one"
             raise TransportError(text)
         confirmation = Confirmation(message)
         try:
             token = token_of(
-                self, confirmation, to, not_before, deadline, self._clock.now, self._max_body
+                self, confirmation, to, not_before, deadline, self._now, self._max_body
             )
             with self._gate:
                 refused = self._take_in(token)
@@ -115,6 +116,8 @@ class KafkaPublisher:
 
     def close(self, timeout: float) -> list[Message]:
         """See Publisher.close."""
+        if self._forks != HERE.forks:
+            return []  # all that is open is the parent's, and so is the thread
         with self._gate:
             self._closed = True
             self._changed.notify_all()
@@ -155,10 +158,7 @@ class KafkaPublisher:
         return None
 
     def _produce(self, token: Token) -> PublishError | None:
-        """Hand it to librdkafka. What that refuses at once was certainly not sent.
-
-        Raises: BufferError when its queue is full.
-        """
+        """Hand it to librdkafka: what that refuses was not sent. BufferError: its queue is full."""
         message = token.confirmation.message
         try:
             self._producer.produce(
@@ -332,15 +332,12 @@ class KafkaPublisher:
             self._end(token, error)
 
     def _find_topics(self) -> None:
-        for name in {token.to for token in tuple(self._waiting)} - self._known:
-            there = self._finding.is_there(self._producer, name)
-            if there is None:
-                self._reason = self._finding.reason
-                return  # nobody answers: the next round asks again
-            if there:
-                self._known.add(name)
-            else:
-                self._refuse_all(name)
+        unknown = {token.to for token in tuple(self._waiting)} - self._known
+        there, missing = self._finding.find(self._producer, unknown)
+        self._reason = self._finding.reason or self._reason
+        self._known.update(there)
+        for name in missing:
+            self._refuse_all(name)
 
     def _refuse_all(self, name: str) -> None:
         for token in [token for token in tuple(self._waiting) if token.to == name]:

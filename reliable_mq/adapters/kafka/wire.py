@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from reliable_mq.message import PREFIX, Message
+from reliable_mq.message import NOT_BEFORE, PREFIX, Message
 
 if TYPE_CHECKING:
     from reliable_mq.message import Header
@@ -35,18 +35,20 @@ def headers_of(message: Message, due: str | None = None) -> list[tuple[str, byte
 
     Raises: ValueError for a name that cannot be sent.
     """
-    headers: list[tuple[str, bytes | str]] = [(ID, message.id), (CREATED, repr(message.created_at))]
-    headers += message.headers
-    if due is not None:
-        headers = [pair for pair in headers if pair[0] != "rmq-not-before"]
-        headers.append(("rmq-not-before", due))
-    found: list[tuple[str, bytes | str]] = []
-    for name, value in headers:
+    headers: list[tuple[str, bytes | str]] = [
+        (ID, message.id.encode()),
+        (CREATED, repr(message.created_at)),
+    ]
+    for pair in message.headers:
+        name, value = pair
         if "\0" in name:  # confluent-kafka takes what is before it, of names and of texts
             text = "a header's name cannot have a NUL"
             raise ValueError(text)
-        found.append((name, value.encode() if isinstance(value, str) else value))
-    return found
+        headers.append(pair if type(value) is bytes else (name, value.encode()))  # type: ignore[union-attr]
+    if due is not None:
+        headers = [pair for pair in headers if pair[0] != NOT_BEFORE]
+        headers.append((NOT_BEFORE, due))
+    return headers
 
 
 def from_record(topic: str, topic_id: str, record: Any) -> Message:
