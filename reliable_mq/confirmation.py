@@ -41,13 +41,14 @@ class Confirmation:
     when the confirmation is dropped.
     """
 
-    __slots__ = ("_alarm", "_callbacks", "_outcome", "message")
+    __slots__ = ("_alarm", "_callback", "_more", "_outcome", "message")
 
     def __init__(self, message: Message) -> None:
         self.message = message
         self._outcome: Receipt | PublishError | None = None
-        # A list: an empty deque costs 600 bytes, for each message in flight.
-        self._callbacks: list[Callable[[Confirmation], object]] | None = None
+        # Most have one, and each message in flight is to be small: it is what the caches hold.
+        self._callback: Callable[[Confirmation], object] | None = None
+        self._more: list[Callable[[Confirmation], object]] | None = None
         self._alarm: _Unseen | None = None
 
     def settle(self, outcome: Receipt | PublishError) -> None:
@@ -57,7 +58,7 @@ class Confirmation:
         if isinstance(outcome, PublishError):
             self._alarm = _Unseen(outcome)
         self._outcome = outcome
-        if self._callbacks is not None:
+        if self._callback is not None:
             self._run_callbacks()
 
     @property
@@ -97,10 +98,13 @@ class Confirmation:
     def add_done_callback(self, callback: Callable[[Confirmation], object]) -> None:
         """Call `callback(self)` at the end, once."""
         with _GATE:
-            if self._callbacks is None:
-                self._callbacks = []
-            self._callbacks.append(callback)
-        # settle() may have read _callbacks before the append: then nobody else runs this one.
+            if self._callback is None:
+                self._callback = callback
+            elif self._more is None:
+                self._more = [callback]
+            else:
+                self._more.append(callback)
+        # settle() may have looked before: then nobody else runs this one.
         if self._outcome is not None:
             self._run_callbacks()
 
@@ -125,11 +129,11 @@ class Confirmation:
         raise outcome
 
     def _run_callbacks(self) -> None:
-        callbacks = self._callbacks
-        while callbacks:
-            try:
-                callback = callbacks.pop(0)  # atomic: each runs once, whoever gets it
-            except IndexError:
+        while True:
+            with _GATE:  # each runs once, whoever gets it
+                callback = self._callback
+                self._callback = self._more.pop(0) if self._more else None
+            if callback is None:
                 return
             try:
                 callback(self)

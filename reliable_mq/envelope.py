@@ -114,11 +114,8 @@ def build(
         body = value
     else:
         body, natural = encode(value, codec, content_type)
-    if natural is not None:
-        if not packed:
-            packed = _PLAIN.get(natural) or ((CONTENT_TYPE, natural),)
-        elif declared is None:
-            packed = (*packed, (CONTENT_TYPE, natural))
+    if natural is not None and declared is None:
+        packed += _PLAIN.get(natural) or ((CONTENT_TYPE, natural),)
     if type(key) is str and key.isascii():  # the usual one, in half the time
         wire_key: bytes | None = key.encode()
     else:

@@ -77,6 +77,8 @@ class Producer:
         self._connecting = threading.Lock()
         #: The last failures, among them those that nobody has looked at.
         self._failed: deque[Confirmation] = deque(maxlen=KEPT)
+        #: Made once: one for each message in flight would be as large as the Confirmation.
+        self._at_end = self._ended
         _producers.add(self)
 
     def message(
@@ -152,7 +154,7 @@ class Producer:
         if confirmation.done():
             self._ended(confirmation)
         else:
-            confirmation.add_done_callback(self._ended)
+            confirmation.add_done_callback(self._at_end)
         return confirmation
 
     def send_and_wait(

@@ -23,6 +23,10 @@ class Arriving:
         records, self.records = self.records, []
         return records
 
+    def get_watermark_offsets(self, place, cached):
+        """As the last fetch told."""
+        return 0, 20
+
     def seek(self, place):
         """Again from there."""
         self.sought.append(place.offset)

@@ -9,6 +9,7 @@ itself, and the others go on; when what such ones keep has added up, the next fo
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -46,7 +47,7 @@ class Intake:
         self._consumer = consumer
         self._partitions = partitions
         self._monotonic = monotonic
-        self._polled_at = 0.0
+        self._polled_at = self._look_at = 0.0
         self._all_paused = False
         self._errors: list[Any] = []
         #: Assigned during this call: what the call returns may be of an earlier assignment.
@@ -84,6 +85,15 @@ class Intake:
                     break
         finally:
             self._polled_at = self._monotonic()
+        if self._polled_at >= self._look_at:
+            self._look_at = self._polled_at + ALONE
+            self._look_at_ends()
+
+    def _look_at_ends(self) -> None:
+        """What the last fetches told of how far the partitions go."""
+        for one in self._partitions.values():
+            with suppress(KafkaException):  # nothing was fetched yet
+                _, one.end = self._consumer.get_watermark_offsets(one.place, cached=True)
 
     def came(self, partitions: Sequence[Partition]) -> None:
         """They have just been assigned."""

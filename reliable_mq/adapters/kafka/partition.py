@@ -50,6 +50,10 @@ class Partition:
         #: The next offset that we have not fetched; and the next that was not asked for.
         self.fetched = at.offset
         self._next = at.offset
+        #: The offset behind the last record on the broker, as far as we know.
+        self.end = at.offset
+        #: Of its share of what was handed out: see `shares`.
+        self.owed = 0.0
         self.tracker = OffsetTracker(WINDOW)
         self.in_hand: set[KafkaLease] = set()
         #: Done, and no commit has covered it yet.
@@ -73,6 +77,11 @@ class Partition:
     def place(self) -> TopicPartition:
         """As librdkafka names it."""
         return TopicPartition(self.topic, self.number)
+
+    @property
+    def left(self) -> int:
+        """Records that were not asked for yet, about."""
+        return max(len(self.inbox), self.end - self._next)
 
     def is_stalled(self, now: float) -> bool:
         """Whether none of its records can be handed out: the window is full, or it is not time."""

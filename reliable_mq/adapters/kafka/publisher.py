@@ -24,6 +24,7 @@ from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer
 from reliable_mq.adapters.kafka.finding import Finding
 from reliable_mq.adapters.kafka.reports import Said, refusal, what_is_said
 from reliable_mq.adapters.kafka.token import Token, token_of
+from reliable_mq.adapters.kafka.wire import headers_of
 from reliable_mq.adapters.process import HERE
 from reliable_mq.confirmation import Confirmation
 from reliable_mq.errors import (
@@ -161,13 +162,15 @@ class KafkaPublisher:
         """Hand it to librdkafka: what that refuses was not sent. BufferError: its queue is full."""
         message = token.confirmation.message
         try:
+            # Made here and not kept: librdkafka has a copy, and what is on its way is to be small.
+            headers = headers_of(message, token.due)
             self._producer.produce(
-                token.to, message.body, message.key, on_delivery=token, headers=token.headers
+                token.to, message.body, message.key, on_delivery=token, headers=headers
             )
         except KafkaException as error:
             return self._refused_at_once(token, error.args[0])
         except (TypeError, ValueError, OverflowError) as error:
-            text = f"message {message.id!r} cannot be sent: {type(error).__name__} in its envelope"
+            text = f"message {message.id!r} cannot be sent: {error}"
             return PublishRejected(text, message)
         token.sent = True
         return None

@@ -26,6 +26,7 @@ from reliable_mq.adapters.kafka.intake import Intake
 from reliable_mq.adapters.kafka.names import owner_of, retry_pattern
 from reliable_mq.adapters.kafka.partition import KafkaLease, Partition
 from reliable_mq.adapters.kafka.position import Positions
+from reliable_mq.adapters.kafka.shares import share
 from reliable_mq.adapters.kafka.topic_watch import TopicWatch
 from reliable_mq.adapters.kafka.wire import from_record
 from reliable_mq.errors import ConfigurationError, ConnectionFailed, ReliableMQError, TransportError
@@ -82,7 +83,6 @@ class KafkaSubscription:
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._later: list[tuple[float, int, Delivery]] = []
         self._tickets = count()
-        self._turn = 0
         self._lost: list[Lease] = []
         self._bell = threading.Event()
         self._closed = False
@@ -233,13 +233,10 @@ class KafkaSubscription:
                 deliveries.append(due)
         partitions = [one for one in self._partitions.values() if one.inbox or one.paused]
         if partitions and len(deliveries) < limit:
-            self._turn += 1  # so that none is always the last
-            at = self._turn % len(partitions)
-            partitions = [*partitions[at:], *partitions[:at]]
-            for place, partition in enumerate(partitions):
-                if not partition.is_stalled(now):
-                    share = -(-(limit - len(deliveries)) // (len(partitions) - place))
-                    self._hand_out(partition, len(deliveries) + share, now, deliveries)
+            ready = [one for one in partitions if one.inbox and not one.is_stalled(now)]
+            for partition, amount in share(ready, limit - len(deliveries)) if ready else ():
+                self._hand_out(partition, len(deliveries) + amount, now, deliveries)
+            for partition in partitions:
                 self._intake.mind(partition, now)
         settled, self._commits.settled = self._commits.settled, []
         lost, self._lost = self._lost, []

@@ -8,9 +8,7 @@ from msgspec import Struct
 
 from reliable_mq.adapters.endings import size_of
 from reliable_mq.adapters.kafka.names import topic_of
-from reliable_mq.adapters.kafka.wire import headers_of
 from reliable_mq.confirmation import Confirmation
-from reliable_mq.errors import PublishRejected
 from reliable_mq.message import RetryCopy
 
 if TYPE_CHECKING:
@@ -23,12 +21,16 @@ __all__ = ["Token", "token_of"]
 
 
 class Token(Struct, eq=False, gc=False):  # its cycle ends with it
-    """`sent`: librdkafka has it, and may have sent it; `in_doubt`: an earlier producer had."""
+    """One message on its way.
+
+    due: what its header rmq-not-before says, if it has one. sent: librdkafka has it, and may have
+    sent it; in_doubt: an earlier producer had.
+    """
 
     publisher: Any
     confirmation: Confirmation
     to: str
-    headers: list[tuple[str, bytes | str]]
+    due: str | None
     deadline: float | None
     size: int
     sent: bool = False
@@ -56,9 +58,5 @@ def token_of(  # noqa: PLR0917 - a call with names costs twice as much
     due = not_before
     if isinstance(to, RetryCopy) and to.delay > 0:
         due = max(due or 0.0, now() + to.delay)
-    try:
-        headers = headers_of(message, None if due is None else repr(due))
-    except ValueError as error:
-        text = f"message {message.id!r} cannot be sent: {error}"
-        raise PublishRejected(text, message) from error
-    return Token(publisher, confirmation, name, headers, deadline, size)
+    text = None if due is None else repr(due)
+    return Token(publisher, confirmation, name, text, deadline, size)
