@@ -26,9 +26,11 @@ FETCH: Final = 500
 #: Records, and bytes, in the inboxes beyond which no more are fetched. librdkafka hands out what it
 #: has of one partition before what it has of the next, and keys of all are to run side by side.
 ENOUGH: Final = 10_000
-ENOUGH_BYTES: Final = 16 * 1024 * 1024
-#: How many times that pauses all partitions, and lets them go on.
-TOO_MUCH, LITTLE = 2.0, 0.5
+ENOUGH_BYTES: Final = 8 * 1024 * 1024
+#: Records of one partition below which it is short of them.
+SHORT: Final = 200
+#: How many times `ENOUGH` are fetched while one is short; and pause all, and let them go on.
+HUNGRY, TOO_MUCH, LITTLE = 3.0, 4.0, 0.5
 #: How many times that those keep which are paused by themselves, all together.
 KEPT: Final = 4.0
 #: Seconds for which the consumer may be left alone.
@@ -67,7 +69,7 @@ class Intake:
 
     def top_up(self, limit: int) -> None:
         """Fetch without waiting, if there is not enough or the consumer was alone for long."""
-        if self.ready() < limit or self._one_is_empty() or not self.patience(self._monotonic()):
+        if self.ready() < limit or self._one_is_short() or not self.patience(self._monotonic()):
             self.wait(0.0)
 
     def wait(self, seconds: float) -> None:
@@ -78,10 +80,10 @@ class Intake:
             record = self._consumer.poll(seconds)
             if record is not None:
                 self._put([record])
-            while record is not None and self._fullness() < 1:
+            while record is not None and self._wants_more():
                 records = self._consumer.consume(FETCH, 0.0)
                 self._put(records)
-                if len(records) < FETCH or not self._one_is_empty():
+                if len(records) < FETCH or not self._one_is_short():
                     break
         finally:
             self._polled_at = self._monotonic()
@@ -162,8 +164,16 @@ class Intake:
         except KafkaException:
             self.confused = True
 
-    def _one_is_empty(self) -> bool:
-        return any(not one.inbox for one in self._partitions.values())
+    def _wants_more(self) -> bool:
+        return self._fullness() < (HUNGRY if self._one_is_short() else 1.0)
+
+    def _one_is_short(self) -> bool:
+        """Whether a partition has next to nothing here, and may have more there."""
+        for one in self._partitions.values():
+            here = len(one.inbox)
+            if here < SHORT and (not here or one.left > here):
+                return True
+        return False
 
     def _fullness(self, *, paused: bool = False) -> float:
         """1.0 is enough, of those that go on; or of those that are paused by themselves."""

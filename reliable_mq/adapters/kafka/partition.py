@@ -51,7 +51,7 @@ class Partition:
         self.fetched = at.offset
         self._next = at.offset
         #: The offset behind the last record on the broker, as far as we know.
-        self.end = at.offset
+        self.end = max(at.offset, at.end)
         #: Of its share of what was handed out: see `shares`.
         self.owed = 0.0
         self.tracker = OffsetTracker(WINDOW)

@@ -34,7 +34,8 @@ nap: Final = threading.Event()  # never set: something to wait on
 class Position(Struct, frozen=True):
     """Where to begin with a partition.
 
-    done: what is done behind the offset. is_new: the group had no position there.
+    done: what is done behind the offset. is_new: the group had no position there. end: the offset
+    behind the last record.
     """
 
     topic: str
@@ -43,6 +44,7 @@ class Position(Struct, frozen=True):
     topic_id: str = ""
     done: frozenset[int] = frozenset()
     is_new: bool = False
+    end: int = 0
 
 
 class Positions:
@@ -104,18 +106,18 @@ class Positions:
         if one.error is not None:
             raise KafkaException(one.error)
         topic, number, offset = one.topic, one.partition, one.offset
-        if offset < 0:
-            begin = self._resolve(topic, number, start)
-            return Position(topic, number, begin, topic_id, is_new=start is not None)
-        said = decode(offset, one.metadata)
         place = TopicPartition(topic, number)
         low, high = self._ends(place)
+        if offset < 0:
+            begin = self._resolve(place, start, low, high)
+            return Position(topic, number, begin, topic_id, is_new=start is not None, end=high)
+        said = decode(offset, one.metadata)
         if said.topic_id and topic_id and said.topic_id != topic_id:
             why = "the topic was deleted and made again since"
         elif not low <= offset <= high:
             why = f"the broker has {low} to {high}: retention was faster, or it lost its data"
         else:
-            return Position(topic, number, offset, topic_id, said.done)
+            return Position(topic, number, offset, topic_id, said.done, end=high)
         if self._on_out_of_range == "error":
             text = (
                 f"group {self._asks.group!r} has committed offset {offset} of {topic!r}, partition "
@@ -124,7 +126,7 @@ class Positions:
             )
             raise TransportError(text)
         moved = low if self._on_out_of_range == "earliest" else high
-        return Position(topic, number, moved, topic_id, is_new=True)
+        return Position(topic, number, moved, topic_id, is_new=True, end=high)
 
     def _ends(self, place: TopicPartition) -> tuple[int, int]:
         """Its first offset and the next one. A new leader may not know yet that it leads."""
@@ -139,10 +141,8 @@ class Positions:
             else:
                 return int(low), int(high)
 
-    def _resolve(self, topic: str, partition: int, start: Start) -> int:
+    def _resolve(self, place: TopicPartition, start: Start, low: int, high: int) -> int:
         """The offset that a start means."""
-        place = TopicPartition(topic, partition)
-        low, high = self._ends(place)
         if start is None or start == "earliest":
             return low
         if start == "latest":
