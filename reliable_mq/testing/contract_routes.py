@@ -108,6 +108,9 @@ class RoutesContract:
         """A message with `not_before` comes to every group, never early; others pass it."""
         topic, *groups = rig.declare(groups=2)
         members = [rig.join(topic, group) for group in groups]
+        rig.send(rig.message(topic))
+        for member in members:  # each is at its place now, which may take as long as the delay
+            member.ack(*member.take(1, beside=members), beside=members)
         late, prompt = rig.messages(topic, 2)
         due = harness.epoch() + harness.delay
         rig.send(late, not_before=due)
