@@ -27,10 +27,11 @@ class Cluster(Broker, Generic[N]):
     #: Its subclass makes them.
     nodes: list[N]
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, folder: Path, *, keep: bool = False) -> None:
+        super().__init__(keep=keep)
         self.folder = folder
-        guard().remove(folder)
+        if not keep:
+            guard().remove(folder)
 
     @abc.abstractmethod
     def is_whole(self) -> bool:
