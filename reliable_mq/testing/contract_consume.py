@@ -201,7 +201,10 @@ class ConsumeContract:
         assert len(held) == 4
         assert sorted(one.id for one in sent) == sorted(ids(taken))
         counted = {one.message.id for one in taken if one.redelivered}
-        assert counted == (set(held) if rig.capabilities.counts_redeliveries else set())
+        if rig.capabilities.counts_redeliveries:  # of what it had fetched and not taken, too
+            assert set(held) <= counted
+        else:
+            assert not counted
 
     @pytest.mark.parametrize("ending", ["close", "kill"])
     def test_acks_out_of_order(self, rig: Rig, harness: Harness, ending: str) -> None:
