@@ -38,11 +38,6 @@ check: $(READY) ## lint, format, types, imports, spelling: runs all of them, cha
 	done; \
 	exit $$failed
 
-ROCKETMQ := reliable_mq/adapters/rocketmq
-
-protos: $(READY) ## compile RocketMQ's protocol definition, after a change of the .proto
-	$(PY) -m grpc_tools.protoc -I $(ROCKETMQ) --descriptor_set_out=$(ROCKETMQ)/rocketmq.binpb rocketmq.proto
-
 BENCH := .venv-bench
 $(BENCH)/.installed: pyproject.toml tools/venv.sh
 	@tools/venv.sh $(BENCH) bench-peers
@@ -50,10 +45,9 @@ $(BENCH)/.installed: pyproject.toml tools/venv.sh
 bench: $(BENCH)/.installed ## all benchmarks, or one (ONLY=B7), beside other clients in .venv-bench
 	@$(BENCH)/bin/python -m benchmarks $(ONLY)
 
-brokers-up: $(READY) ## start RabbitMQ, Kafka and RocketMQ here, or one (ONLY=kafka), and print their URLs
+brokers-up: $(READY) ## start a local RabbitMQ and a Kafka, or one (ONLY=kafka), and print their URLs
 	@$(if $(filter-out rabbitmq,$(ONLY)),,tools/rabbitmq.sh)
 	@$(if $(filter-out kafka,$(ONLY)),,tools/kafka.sh)
-	@$(if $(filter-out rocketmq,$(ONLY)),,tools/rocketmq.sh)
 	@$(PY) -m reliable_mq.testing.brokers up $(ONLY)
 
 brokers-down: $(READY) ## stop them and remove their data
@@ -65,4 +59,4 @@ clean: ## remove environments, caches and results, and stop local brokers
 	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-fast faults check protos bench brokers-up brokers-down clean .venv
+.PHONY: help demo test test-fast faults check bench brokers-up brokers-down clean .venv

@@ -5,8 +5,7 @@
 #   build.sh [BROKER...]                            builds these, or all
 #   RELIABLE_MQ_RABBITMQ_IMAGE=rmq/rabbitmq:local   makes the tests take it
 #
-# The jars of Kafka and RocketMQ come from Maven Central, by the Maven of this host. A minute the first
-# time, a second afterwards: docker keeps the layers.
+# Kafka's jars come from Maven Central, by the Maven of this host. Half a minute the first time, a second afterwards: docker keeps the layers.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -44,16 +43,10 @@ fi
 for broker in "${@%/}"; do
     image=rmq/$broker:local
     context=$broker
-    case $broker in
-    kafka) jars=(kafka_jars) ;;
-    rocketmq) jars=(rocketmq_jars 5.3.3) ;; # the version of the public image
-    *) jars=() ;;
-    esac
-    if [ ${#jars[@]} -gt 0 ]; then
-        context=$temporary/$broker
-        cp -r "$broker" "$context"
-        cp -r "$(cd ../.. && .venv/bin/python -m "reliable_mq.testing.brokers.${jars[0]}" "${jars[@]:1}")" \
-            "$context/jars"
+    if [ "$broker" = kafka ]; then
+        context=$temporary/kafka
+        cp -r kafka "$context"
+        cp -r "$(cd ../.. && .venv/bin/python -m reliable_mq.testing.brokers.kafka_jars)" "$context/jars"
     fi
     if ! built=$(DOCKER_BUILDKIT=0 docker build --network host --quiet --tag "$image" \
         --build-arg "BASE=$base" --build-arg http_proxy --build-arg https_proxy "$context" 2>&1); then

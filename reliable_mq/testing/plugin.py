@@ -9,7 +9,7 @@
         mq = ReliableMQ(reliable_mq_broker.url)
         orders = reliable_mq_broker.name("orders")
 
-    def test_a_crash(reliable_mq_rabbitmq):     # or …_kafka, …_rocketmq: one for the run
+    def test_a_crash(reliable_mq_rabbitmq):     # or reliable_mq_kafka: one for the run, to be hurt
         reliable_mq_rabbitmq.kill()
         reliable_mq_rabbitmq.start()
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reliable_mq.app import ReliableMQ
-    from reliable_mq.testing.brokers import Broker, Kafka, RabbitMQ, RocketMQ
+    from reliable_mq.testing.brokers import Broker, Kafka, RabbitMQ
     from reliable_mq.testing.inmemory import InMemory
 
     B = TypeVar("B", bound=Broker)
@@ -94,14 +94,6 @@ def reliable_mq_kafka() -> Iterator[Kafka]:
     from reliable_mq.testing.brokers import provide_kafka
 
     yield from _provided(provide_kafka)
-
-
-@pytest.fixture(scope="session")
-def reliable_mq_rocketmq() -> Iterator[RocketMQ]:
-    """One RocketMQ for the test run, found as `reliable_mq_rabbitmq` is."""
-    from reliable_mq.testing.brokers import provide_rocketmq
-
-    yield from _provided(provide_rocketmq)
 
 
 def _provided(provide: Callable[[], B]) -> Iterator[B]:

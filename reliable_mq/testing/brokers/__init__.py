@@ -1,6 +1,6 @@
 """Real brokers for tests: started, hurt and ended by the test that uses them.
 
-with provide_rabbitmq() as broker:  # or kafka, rocketmq: a running one, a process, or a container
+with provide_rabbitmq() as broker:  # provide_kafka(): a running one, a process, or a container
     broker.kill()                   # also stop, pause and resume
     broker.start()                  # the same address, the same data
 
@@ -14,13 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from reliable_mq.testing.brokers.base import Broker, BrokerFailed, Missing
-from reliable_mq.testing.brokers.choice import (
-    choose,
-    provide_kafka,
-    provide_rabbitmq,
-    provide_rocketmq,
-    unavailable,
-)
+from reliable_mq.testing.brokers.choice import choose, provide_kafka, provide_rabbitmq, unavailable
 
 if TYPE_CHECKING:
     from reliable_mq.testing.brokers.certificates import Certificates
@@ -34,10 +28,6 @@ if TYPE_CHECKING:
     from reliable_mq.testing.brokers.rabbitmq_cluster import RabbitMQCluster
     from reliable_mq.testing.brokers.rabbitmq_container import RabbitMQContainer
     from reliable_mq.testing.brokers.rabbitmq_node import RabbitMQProcess
-    from reliable_mq.testing.brokers.rocketmq import RocketMQ, RunningRocketMQ
-    from reliable_mq.testing.brokers.rocketmq_cluster import RocketMQCluster
-    from reliable_mq.testing.brokers.rocketmq_container import RocketMQContainer
-    from reliable_mq.testing.brokers.rocketmq_node import RocketMQProcess
 
 __all__ = [
     "Broker",
@@ -54,17 +44,11 @@ __all__ = [
     "RabbitMQCluster",
     "RabbitMQContainer",
     "RabbitMQProcess",
-    "RocketMQ",
-    "RocketMQCluster",
-    "RocketMQContainer",
-    "RocketMQProcess",
     "RunningKafka",
     "RunningRabbitMQ",
-    "RunningRocketMQ",
     "choose",
     "provide_kafka",
     "provide_rabbitmq",
-    "provide_rocketmq",
     "unavailable",
 ]
 
@@ -80,13 +64,8 @@ _MODULES = {
     "RabbitMQCluster": "rabbitmq_cluster",
     "RabbitMQContainer": "rabbitmq_container",
     "RabbitMQProcess": "rabbitmq_node",
-    "RocketMQ": "rocketmq",
-    "RocketMQCluster": "rocketmq_cluster",
-    "RocketMQContainer": "rocketmq_container",
-    "RocketMQProcess": "rocketmq_node",
     "RunningKafka": "kafka",
     "RunningRabbitMQ": "rabbitmq",
-    "RunningRocketMQ": "rocketmq",
 }
 
 

@@ -1,6 +1,6 @@
 """`make brokers-up` and `brokers-down`: local brokers for development, and their URLs.
 
-    python -m reliable_mq.testing.brokers up|down [rabbitmq] [kafka] [rocketmq]
+    python -m reliable_mq.testing.brokers up|down [rabbitmq] [kafka]
 
 What runs is remembered in `.cache/brokers` of the working directory.
 """

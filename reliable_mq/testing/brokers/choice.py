@@ -1,4 +1,4 @@
-"""Which broker of a kind a test run gets: one that runs already, a local process, or a container.
+"""Which RabbitMQ or Kafka a test run gets: one that runs already, a local process, or a container.
 
 What cannot be had is `Missing`, with the remedy in its text. `unavailable` makes of that what a
 test run needs: a loud skip, and a failure with CI=true, where a green run has run everything.
@@ -16,16 +16,8 @@ if TYPE_CHECKING:
 
     from reliable_mq.testing.brokers.kafka import Kafka
     from reliable_mq.testing.brokers.rabbitmq import RabbitMQ
-    from reliable_mq.testing.brokers.rocketmq import RocketMQ
 
-__all__ = [
-    "Provider",
-    "choose",
-    "provide_kafka",
-    "provide_rabbitmq",
-    "provide_rocketmq",
-    "unavailable",
-]
+__all__ = ["Provider", "choose", "provide_kafka", "provide_rabbitmq", "unavailable"]
 
 B = TypeVar("B", bound=Broker)
 
@@ -91,27 +83,6 @@ def provide_kafka(provider: Provider | None = None) -> Kafka:
         remedy=(
             "as root, `apt-get install --no-install-recommends default-jre-headless maven`; "
             "or RELIABLE_MQ_KAFKA_URL=kafka://…"
-        ),
-    )
-
-
-def provide_rocketmq(provider: Provider | None = None) -> RocketMQ:
-    """A RocketMQ that is not started yet, from this provider or the one that `choose` finds."""
-    from reliable_mq.testing.brokers.rocketmq import RunningRocketMQ
-    from reliable_mq.testing.brokers.rocketmq_container import RocketMQContainer
-    from reliable_mq.testing.brokers.rocketmq_jars import is_installed
-    from reliable_mq.testing.brokers.rocketmq_node import RocketMQProcess
-
-    return _provide(
-        "RocketMQ",
-        provider,
-        running=RunningRocketMQ,
-        process=RocketMQProcess,
-        container=RocketMQContainer,
-        installed=is_installed,
-        remedy=(
-            "as root, `apt-get install --no-install-recommends default-jre-headless maven`; "
-            "or RELIABLE_MQ_ROCKETMQ_URL=rocketmq://…"
         ),
     )
 

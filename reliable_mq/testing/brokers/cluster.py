@@ -27,11 +27,10 @@ class Cluster(Broker, Generic[N]):
     #: Its subclass makes them.
     nodes: list[N]
 
-    def __init__(self, folder: Path, *, keep: bool = False) -> None:
-        super().__init__(keep=keep)
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
-        if not keep:
-            guard().remove(folder)
+        guard().remove(folder)
 
     @abc.abstractmethod
     def is_whole(self) -> bool:

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Final
 from reliable_mq.testing.brokers.kafka_node import KafkaProcess
 from reliable_mq.testing.brokers.local_process import PLAN
 from reliable_mq.testing.brokers.rabbitmq_node import RabbitMQProcess
-from reliable_mq.testing.brokers.rocketmq_node import RocketMQProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reliable_mq.testing.brokers.base import Broker
+    from reliable_mq.testing.brokers.local_process import LocalProcess
 
 __all__ = ["NAMES", "down", "up"]
 
 #: Each has its usual port, where that is free.
-NAMES: Final = ("rabbitmq", "kafka", "rocketmq")
+NAMES: Final = ("rabbitmq", "kafka")
 
 
 def up(folder: Path, name: str) -> str:
@@ -30,7 +29,7 @@ def up(folder: Path, name: str) -> str:
 
 def down(folder: Path, name: str) -> str:
     """Stop it where it runs and remove its data; the URL that is gone, empty where none was."""
-    if not any((folder / name).rglob(PLAN)):
+    if not (folder / name / PLAN).exists():
         return ""
     broker = _kept(folder, name)
     broker.stop()
@@ -38,9 +37,7 @@ def down(folder: Path, name: str) -> str:
     return broker.url
 
 
-def _kept(folder: Path, name: str) -> Broker:
+def _kept(folder: Path, name: str) -> LocalProcess:
     if name == "kafka":
         return KafkaProcess(folder / name, keep=True, prefer_port=9092)
-    if name == "rocketmq":
-        return RocketMQProcess(folder / name, keep=True, prefer_port=8081)
     return RabbitMQProcess(folder / name, keep=True, prefer_port=5672)

@@ -20,7 +20,7 @@ from reliable_mq.testing.brokers.ports import free_port
 from reliable_mq.testing.brokers.processes import Processes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["PLAN", "LocalProcess", "new_folder"]
 
@@ -45,9 +45,6 @@ class LocalProcess(Broker):
     #: The program that ends gracefully on SIGTERM, as /proc names it.
     program: ClassVar[str]
 
-    #: Ports that it takes untold: how far from the one of this name ("port" is its own) each lies.
-    beside: ClassVar[Mapping[str, int]] = {}
-
     def __init__(
         self,
         folder: Path,
@@ -63,7 +60,7 @@ class LocalProcess(Broker):
         self.name = name
         if not keep:
             guard().remove(folder)
-        self._plan = _plan(folder, more_ports, ("mark", *more_marks), prefer_port, self.beside)
+        self._plan = _plan(folder, more_ports, ("mark", *more_marks), prefer_port)
         self.port = int(self._plan["port"])
         self._processes = Processes(mark=str(self._plan["mark"]), keep=keep)
 
@@ -120,11 +117,7 @@ class LocalProcess(Broker):
 
 
 def _plan(
-    folder: Path,
-    ports: Sequence[str],
-    marks: Sequence[str],
-    prefer: int,
-    beside: Mapping[str, int],
+    folder: Path, ports: Sequence[str], marks: Sequence[str], prefer: int
 ) -> dict[str, str | int]:
     """Ports and marks, as they were chosen when the folder was new."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,9 +125,8 @@ def _plan(
     if file.exists():
         kept: dict[str, str | int] = json.loads(file.read_bytes())
         return kept
-    preferred = (prefer,) if prefer else ()
-    plan: dict[str, str | int] = {"port": free_port(*preferred, beside=beside.get("port", 0))}
-    plan |= {name: free_port(beside=beside.get(name, 0)) for name in ports}
+    plan: dict[str, str | int] = {"port": free_port(prefer) if prefer else free_port()}
+    plan |= {name: free_port() for name in ports}
     plan |= {name: secrets.token_hex(16) for name in marks}
     file.write_text(json.dumps(plan))
     return plan

@@ -21,14 +21,11 @@ PORTS: Final = range(20_000, 30_000)
 _locks: list[int] = []  # open files: each keeps its port from other test runs until we end
 
 
-def free_port(*preferred: int, beside: int = 0) -> int:
-    """A port of 127.0.0.1 that is free, and that no other process is given while this one lives.
-
-    So is the one that lies `beside` so far from it.
-    """
+def free_port(*preferred: int) -> int:
+    """A port of 127.0.0.1 that is free, and that no other process is given while this one lives."""
     for _ in range(200):
         for port in (*preferred, random.choice(PORTS)):
-            if all(_is_free(one) and _reserve(one) for one in {port, port + beside}):
+            if _is_free(port) and _reserve(port):
                 return port
     msg = f"no free port between {PORTS.start} and {PORTS.stop - 1} in 200 tries"
     raise OSError(msg)

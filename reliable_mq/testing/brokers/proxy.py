@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Proxy"]
 
 #: Ports of URLs that name none.
-USUAL: Final = {"amqp": 5672, "amqps": 5671, "kafka": 9092, "rocketmq": 8081}
+USUAL: Final = {"amqp": 5672, "amqps": 5671, "kafka": 9092}
 
 
 class Proxy:
