@@ -257,21 +257,27 @@ def test_others_take_over_in_the_new_protocol(kafka, told):
 
 @pytest.mark.parametrize("protocol", ["range", "cooperative-sticky"])
 def test_a_drain_that_lasts_longer_than_the_lease(kafka, told, protocol):
-    """A handler is stuck while its partition is taken away: it is lost, and others do it."""
+    """Handlers are stuck while their partitions are taken away: others do what they have."""
     options = f"{STUCK}&drain_timeout=8&{PROTOCOLS[protocol]}"
     with Traffic(kafka, options=options, partitions=4) as traffic:
-        go_on = threading.Event()
-        traffic.handling = lambda *_: go_on.wait(60.0)
+        go_on, stuck_with = threading.Event(), set()
+
+        def handling(one, _):
+            """The first run of each of the first messages is stuck."""
+            if one.seq == 0 and one.id not in stuck_with:
+                stuck_with.add(one.id)
+                go_on.wait(60.0)
+
+        traffic.handling = handling
         traffic.join()
         traffic.stored(1, KEYS[:4])
-        until(lambda: len(traffic.notes.of("deliver")) == 4, "all of its threads are stuck")
-        traffic.handling = lambda *_: None
+        until(lambda: len(stuck_with) == 4, "all of its threads are stuck")
 
         traffic.join()
         traffic.stored(5, KEYS)
 
-        everything = traffic.notes.ids("ok")
-        until(lambda: everything <= traffic.ids("effect"), "others do it", 40.0)
+        # Not all of it: a member that was late for the drain joins again, stuck as it is.
+        until(lambda: stuck_with & traffic.ids("effect"), "others do it", 40.0)
         go_on.set()
         verdict = traffic.finish()
         assert verdict.broken == (), str(verdict)

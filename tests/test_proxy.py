@@ -5,10 +5,12 @@ import struct
 import threading
 import time
 from contextlib import closing
+from typing import cast
 
 import pytest
 
 from reliable_mq.testing.brokers import Proxy
+from reliable_mq.testing.brokers.flow import Flow, Pipe
 
 #: SO_LINGER: close as usual, or by a reset.
 FIN, RST = struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)
@@ -218,6 +220,37 @@ def test_a_reset_after_n_bytes_lets_exactly_n_through(proxy, client, echo, count
     with socket.create_connection(("127.0.0.1", proxy.port), 10) as again:
         again.sendall(b"again")
         assert take(again, 5) == b"again"
+
+
+class Quick:
+    """A sink whose other end sets a reset as soon as it has the bytes, before `send` is back."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+
+    def send(self, data: bytes) -> int:
+        """See socket."""
+        if self.flow.reset_after is None:
+            self.flow.reset_after = 18
+        return len(data)
+
+
+def test_what_has_passed_already_does_not_count_for_a_reset() -> None:
+    """Its other end has the bytes, and sets a reset behind the next 18."""
+    flow = Flow()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pipe = Pipe(flow, ours, cast("socket.socket", Quick(flow)))
+        theirs.sendall(b"x" * 21)
+        pipe.take(0.0)
+
+        assert not pipe.give(0.0)
+
+        assert flow.reset_after == 18
+        theirs.sendall(b"y" * 21)
+        pipe.take(0.0)
+        assert pipe.give(0.0)
+        assert flow.passed == 21 + 18
 
 
 def test_a_reset_of_answers_comes_after_the_request_has_arrived(proxy, client, echo) -> None:

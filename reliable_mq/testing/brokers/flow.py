@@ -34,7 +34,8 @@ class Flow:
         self.read = 0
         """Bytes that came in, ever."""
         self.passed = 0
-        """Bytes that went out, ever."""
+        """Bytes that went out, ever: never less than the other end has seen."""
+        self._reset_at: int | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -45,7 +46,18 @@ class Flow:
         self.pause = 0.0
         self.held = False
         self.swallowed = False
-        self.reset_after: int | None = None
+        self.reset_after = None
+
+    @property
+    def reset_after(self) -> int | None:
+        """How many bytes are left until the reset."""
+        return None if self._reset_at is None else max(0, self._reset_at - self.passed)
+
+    @reset_after.setter
+    def reset_after(self, count: int | None) -> None:
+        # A place and not a countdown: so the thread that counts what passed, and may be doing so
+        # now, does not write what another thread sets here.
+        self._reset_at = None if count is None else self.passed + count
 
 
 class Pipe:
@@ -96,9 +108,6 @@ class Pipe:
             if sent < len(data):
                 self._kept.appendleft((came, data[sent:]))
             self._size -= sent
-            flow.passed += sent
-            if flow.reset_after is not None:
-                flow.reset_after -= sent
             if sent:
                 self._free_at = now + flow.pause + (sent / flow.rate if flow.rate else 0.0)
         if self._ended and not (self._kept or self.finished or flow.held or flow.swallowed):
@@ -124,13 +133,18 @@ class Pipe:
             limits.append(flow.slice)
         if flow.rate is not None:
             limits.append(int(flow.rate / 50))  # evenly, in steps of 20 ms
-        if flow.reset_after is not None:
-            limits.append(flow.reset_after)
+        if (left := flow.reset_after) is not None:
+            limits.append(left)
         return max(1, min(limits))
 
     def _send(self, data: bytes) -> int:
+        # Counted before: who has the bytes may look, or set `reset_after`, before `send` is back.
+        self.flow.passed += len(data)
+        sent = 0
         try:
-            return self.sink.send(data)
+            sent = self.sink.send(data)
         except BlockingIOError:
             self.blocked = True
-            return 0
+        finally:
+            self.flow.passed -= len(data) - sent
+        return sent
