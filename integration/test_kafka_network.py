@@ -6,6 +6,7 @@ past it sees what it has really got.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from integration.faults import LONG, need, promises, until
 from integration.kafka_proxy import Answers
 from integration.kafka_traffic import CREDIT, GRACE, KEYS, Traffic
 from reliable_mq import Backpressure, PublishUnknown, Receipt
-from reliable_mq.adapters.kafka import KafkaTransport
+from reliable_mq.adapters.kafka import KafkaTransport, subscription
+from reliable_mq.adapters.kafka.commits import Commits
 from reliable_mq.adapters.kafka.publisher import KafkaPublisher
 from reliable_mq.events import LeasesLost
 
@@ -287,6 +289,29 @@ def test_publishers_without_a_deadline_wait_for_the_broker(broker):
         verdict = traffic.finish(deadline=traffic.timeout + GRACE)
 
         assert promises([verdict]) == {"liveness"}, str(verdict)
+
+
+def test_a_commit_that_nobody_answers_does_not_stop_the_member_for_good(broker, monkeypatch):
+    """It says so and begins nothing new; once the broker answers, it takes what it is given."""
+    # For certain before its session ends, which else comes about as soon.
+    patient = lambda group, interval, _: Commits(group, interval, 0.5)  # noqa: E731
+    monkeypatch.setattr(subscription, "Commits", patient)
+    with Traffic(broker) as traffic:
+        go_on = threading.Event()
+        traffic.handling = lambda *_: go_on.wait(60.0)
+        traffic.join()
+        traffic.stored(1)
+        traffic.comes_to(3, "deliver")
+        with standing_still(broker):
+            go_on.set()
+            until(lambda: "nothing can be committed" in traffic.why(), "the member says so")
+            assert traffic.state() == "disconnected"
+            until(lambda: traffic.happened(LeasesLost), "its session ends")
+
+        verdict = traffic.finish()
+
+        assert verdict.broken == (), str(verdict)
+        assert verdict.effects == verdict.invoked
 
 
 @pytest.mark.parametrize("rounds", [1, 5])

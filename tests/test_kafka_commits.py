@@ -102,6 +102,22 @@ def test_commits_that_fail_for_long_are_told(answer):
     member.look(late)
 
 
+@pytest.mark.parametrize("end", ["forget", "finish"])
+def test_commits_that_failed_of_partitions_that_are_gone_stop_nothing(end, monkeypatch):
+    """Nothing would ever be committed of them that could end it, and the next ones would wait."""
+    member = Member()
+    member.finish(0)
+    member.look(0.0)
+    with pytest.raises(ConnectionFailed):
+        member.look(PATIENCE + 0.1)
+
+    monkeypatch.setattr(member, "commit", lambda **_: refused(member.asked[-1]))
+    getattr(member.commits, end)([member.mine])
+    member.commits.look(PATIENCE + 0.2, [])
+
+    assert not member.commits.waits
+
+
 def test_a_group_that_deals_anew_is_no_failure():
     """What is lost is told by the rebalance."""
     member = Member()

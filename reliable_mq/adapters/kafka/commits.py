@@ -108,6 +108,7 @@ class Commits:
 
     def finish(self, partitions: Collection[Partition]) -> None:
         """Commit these, and wait for the answer: a rebalance takes them away."""
+        self._failing_since = None  # the group has dealt: what failed is another one's now
         if self._asked is not None:
             self._take_back()  # the one below says the same and more
         dirty = [one for one in partitions if one.dirty]
@@ -120,15 +121,17 @@ class Commits:
             log.warning("group %s: the last commit failed: %s", self._group, error)
             return
         failed = {(one.topic, one.partition) for one in answer or () if one.error}
-        if not failed:
-            self._failing_since = None
         for one in dirty:
             if (one.topic, one.number) not in failed:
                 self._settle(one.take_said())
                 one.dirty = False
 
     def forget(self, partitions: Collection[Partition]) -> None:
-        """These are somebody else's: what is on its way for them is not waited for."""
+        """These are somebody else's: what is on its way for them is not waited for.
+
+        Nor does it count that their commits failed: none of theirs will come that could succeed.
+        """
+        self._failing_since = None
         for partition, leases in self._asked or ():
             if partition in partitions:
                 partition.unsettled = [*leases, *partition.unsettled]
