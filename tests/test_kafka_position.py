@@ -3,12 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from reliable_mq.adapters.base import Subscribe
 from reliable_mq.adapters.kafka.metadata import encode
-from reliable_mq.adapters.kafka.position import Positions
-from reliable_mq.errors import TransportError
+from reliable_mq.adapters.kafka.position import MOVING, Positions
+from reliable_mq.errors import ConnectionFailed, TransportError
 
 
 class Brokers:
@@ -62,6 +62,28 @@ def test_offsets_that_are_there(offset):
     found = begin(Brokers(offset, encode(offset, [offset + 2], "now")))
     assert (found.offset, found.done, found.is_new) == (offset, {offset + 2}, False)
     assert begin(Brokers(offset, "others' text")).done == set()
+
+
+class Moving(Brokers):
+    """The next leader has not heard yet that it leads: the first two questions are refused."""
+
+    def __init__(self, code):
+        super().__init__(15)
+        self.refusals = [KafkaException(KafkaError(code))] * 2
+
+    def get_watermark_offsets(self, place, timeout, cached):
+        """Low, and the next."""
+        if self.refusals:
+            raise self.refusals.pop()
+        return super().get_watermark_offsets(place, timeout, cached)
+
+
+@pytest.mark.parametrize("code", sorted(MOVING))
+def test_a_leader_that_moves_is_asked_again(code):
+    """Until it knows; any other refusal is told."""
+    assert begin(Moving(code)).offset == 15
+    with pytest.raises(ConnectionFailed, match="its offsets cannot be had"):
+        begin(Moving(KafkaError.TOPIC_AUTHORIZATION_FAILED))
 
 
 @pytest.mark.parametrize(("start", "offset"), [(None, 10), ("latest", 20), (15, 15), (99, 20)])

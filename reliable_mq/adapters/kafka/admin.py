@@ -20,6 +20,7 @@ from confluent_kafka import (
 from confluent_kafka import admin as kafka_admin
 
 from reliable_mq.adapters.kafka.metadata import decode
+from reliable_mq.adapters.kafka.position import MOVING
 from reliable_mq.errors import ConfigurationError, ConnectionFailed
 
 if TYPE_CHECKING:
@@ -43,14 +44,6 @@ AGAIN: Final = 5.0
 #: Nobody has answered.
 UNHEARD: Final = frozenset(
     {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError.REQUEST_TIMED_OUT}
-)
-#: A partition has no leader for the moment, or our client does not know it yet.
-MOVING: Final = frozenset(
-    {
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-    }
 )
 Spec: Final[Any] = kafka_admin.OffsetSpec  # type: ignore[attr-defined]  # it is exported
 ConfigResource: Final[Any] = kafka_admin.ConfigResource  # type: ignore[attr-defined]  # as well

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
     from reliable_mq.adapters.base import Start, Subscribe
 
-__all__ = ["Position", "Positions"]
+__all__ = ["MOVING", "Position", "Positions"]
 
-#: A partition has no leader for the moment, or our client does not know it yet.
+#: A partition has no leader for the moment, or our client, or the broker, does not know it yet.
 MOVING: Final = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError._DESTROY_BROKER,
     }
