@@ -133,7 +133,7 @@ class Watch:
     def health(self, now: float, state: State, why: str, last_poll: float | None) -> ConsumerHealth:
         """A snapshot, at most a quarter of a second old."""
         silent = None if last_poll is None else max(0.0, now - last_poll)
-        stuck = len(self._overdue) > self._max_stuck
+        stuck = self._too_many_stuck()
         if state == "running" and self._settler.paused:
             state = "paused"
         elif state == "running" and self._standby:
@@ -146,7 +146,7 @@ class Watch:
             state=state,
             live=alive and not stuck,
             ready=state in ("running", "standby") and alive and not stuck,
-            why=self._settler.paused or why or (STALLED if self._stalled else ""),
+            why=self._settler.paused or stuck or why or (STALLED if self._stalled else ""),
             in_hand=self._in_hand.count,
             running=self._running,
             overdue=len(self._overdue),
@@ -163,9 +163,14 @@ class Watch:
         log.error("message %s: its handler is overdue, %.1f s so far", current.message.id, seconds)
         self._observers.emit(Overdue(current.message, self._subscribe.group, seconds))
 
+    def _too_many_stuck(self) -> str:
+        """What is said of them; "" while there are not too many."""
+        stuck = len(self._overdue)
+        return f"{stuck} handlers are stuck beyond their timeout" if stuck > self._max_stuck else ""
+
     def _tell_stuck(self) -> None:
-        if len(self._overdue) > self._max_stuck and not self._settler.paused:
-            self._settler.pause(f"{len(self._overdue)} handlers are stuck beyond their timeout")
+        if (reason := self._too_many_stuck()) and not self._settler.paused:
+            self._settler.pause(reason)
 
     def _tell_stalled(self) -> None:
         busy = self._lanes.busy or self._settler.sending
