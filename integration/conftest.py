@@ -29,6 +29,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(300), append=False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """A test that fails shows what its processes said and did."""
+    report = yield
+    run = getattr(item, "funcargs", {}).get("run")
+    if report.failed and isinstance(run, Run):
+        report.sections += [(child.name, child.tells()) for child in run.children]
+    return report
+
+
 def wanted(item):
     """The fixtures of a test, and the broker that its `run` is on."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,6 +143,11 @@ class Child:
     def said(self) -> str:
         """The end of what it printed."""
         return self.log.read_text(errors="replace")[-2_000:]
+
+    def tells(self) -> str:
+        """What its history counts, its health, and the end of what it printed."""
+        counts = Counter(one.kind for one in self.entries())
+        return f"{self.process.poll()} {dict(counts)} {self.state()}\n{self.said()}"
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
