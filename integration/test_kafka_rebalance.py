@@ -22,6 +22,7 @@ from integration.faults import LONG, promises, until
 from integration.kafka_traffic import CREDIT, SKIP, Traffic
 from reliable_mq.adapters.kafka import KafkaTransport
 from reliable_mq.adapters.kafka.metadata import decode
+from reliable_mq.adapters.kafka.partition import Partition
 from reliable_mq.events import LeasesLost
 
 PROTOCOLS = {
@@ -165,18 +166,14 @@ def test_a_storm_of_rebalances_loses_nothing_and_keeps_the_order(kafka, told, pr
         assert assigned <= 3 * (changes + 3) * MOST, Counter(one.what for one in told)
 
 
-class CommitsWhatItFetched(confluent_kafka.Consumer):
-    """As enable.auto.commit does: up to where it has read, done or not."""
-
-    def commit(self, *, offsets, **options):
-        """See confluent_kafka."""
-        read = [one for one in self.position(offsets) if one.offset >= 0]
-        return super().commit(offsets=read or offsets, **options)
+def fetched(partition):
+    """What enable.auto.commit commits: up to where it has read, done or not."""
+    return TopicPartition(partition.topic, partition.number, partition.fetched)
 
 
 def test_what_is_committed_before_it_is_done_is_lost_in_a_storm(kafka, monkeypatch):
     """Control: commits say up to what was fetched."""
-    monkeypatch.setattr(confluent_kafka, "Consumer", CommitsWhatItFetched)
+    monkeypatch.setattr(Partition, "to_commit", fetched)
     with Traffic(kafka, partitions=6, work=0.05) as traffic:
         traffic.burst(150, KEYS)
         storm(traffic, 6.0)

@@ -21,6 +21,7 @@ from integration.children.removed import Around
 from reliable_mq import ReliableMQError
 from reliable_mq.adapters.kafka import KafkaTransport
 from reliable_mq.adapters.kafka.names import retry_topic
+from reliable_mq.adapters.kafka.partition import Partition
 from reliable_mq.clock import SYSTEM_CLOCK
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class OnKafka:
         if self._plan.fast_since:
             transport = Hasty(transport, self._url)
         Counted.removed = removed
+        if removed == "commits":  # what it takes itself to have said, so that the answer is its own
+            Partition.to_commit = fetched  # type: ignore[method-assign]
         without = {"deadline": Patient, "fence": Unfenced}
         return without[removed](transport) if removed in without else transport
 
@@ -181,13 +184,16 @@ class Consumer(Counted, confluent_kafka.Consumer):
 
     def commit(self, *, offsets: list[TopicPartition], **options: Any) -> Any:
         """See confluent_kafka."""
-        if self.removed == "commits":
-            offsets = [one for one in self.position(offsets) if one.offset >= 0] or offsets
         return self.counted("commit", super().commit)(offsets=offsets, **options)
 
     def close(self) -> None:
         """See confluent_kafka."""
         (self.counted("close", super().close) if self.member else super().close)()
+
+
+def fetched(partition: Partition) -> TopicPartition:
+    """A commit up to where it has read, done or not."""
+    return TopicPartition(partition.topic, partition.number, partition.fetched)
 
 
 class Patient(Around):

@@ -41,9 +41,16 @@ SETTLING: Final = 2.0
 NEVER: Final = -1
 #: Seconds without an answer after which a question is asked again.
 AGAIN: Final = 5.0
-#: Nobody has answered.
+#: Nobody has answered, or nobody who knows: a broker that came back does not know its groups yet.
 UNHEARD: Final = frozenset(
-    {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError.REQUEST_TIMED_OUT}
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+    }
 )
 Spec: Final[Any] = kafka_admin.OffsetSpec  # type: ignore[attr-defined]  # it is exported
 ConfigResource: Final[Any] = kafka_admin.ConfigResource  # type: ignore[attr-defined]  # as well
@@ -212,6 +219,7 @@ class Admin:
                     raise
             with suppress(KafkaException):
                 self.client.list_topics(timeout=again)  # who controls the cluster now
+            self._nap.wait(0.05)
 
     def close(self) -> None:
         """Forget the client, which ends its threads; the next question makes another."""
@@ -246,17 +254,23 @@ class Admin:
     @_translated
     def committed(self, topic: str, group: str) -> dict[int, tuple[int, str]]:
         """Offset and metadata of each partition."""
+        answer = self._insist(lambda: self._ask_committed(topic, group), AGAIN, ASKING)
+        return {one.partition: (one.offset, one.metadata or "") for one in answer}
+
+    def _ask_committed(self, topic: str, group: str) -> list[TopicPartition]:
         # Not by the AdminClient: librdkafka's crashes the process when the broker answers that it
         # does not coordinate the group now (confluentinc/librdkafka#5040).
         consumer = confluent_kafka.Consumer(self._config.consumer(group))
         try:
-            answer = consumer.committed(self._partitions(topic), timeout=ASKING)
+            answer: list[TopicPartition] = consumer.committed(
+                self._partitions(topic), timeout=ASKING
+            )
         finally:
             consumer.close()
         for one in answer:
             if one.error is not None:
                 raise KafkaException(one.error)
-        return {one.partition: (one.offset, one.metadata or "") for one in answer}
+        return answer
 
     def _partitions(self, topic: str) -> list[TopicPartition]:
         count = self.topics().get(topic)
