@@ -24,7 +24,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from integration import faults
 from integration.faults import until
 from integration.rabbitmq_traffic import KEYS, Notes
-from reliable_mq import Confirmation, Context, Limits, ReliableMQ, Retry, pipeline
+from reliable_mq import Confirmation, Context, Limits, Receipt, ReliableMQ, Retry, pipeline
 from reliable_mq.adapters.kafka import KafkaTransport, partition
 from reliable_mq.adapters.kafka.config import Config
 from reliable_mq.errors import PublishUnknown
@@ -183,6 +183,11 @@ class Traffic:
     def endings(self) -> list[Any]:
         """How each publish ended, in order; the first endings, where one was tried again."""
         return [confirmation.outcome for _, confirmation in self._sent]
+
+    def stored_in(self, places: set[tuple[str, int]]) -> set[str]:
+        """The messages that have a Receipt of one of these partitions."""
+        receipts = [done.outcome for _, done in self._sent if isinstance(done.outcome, Receipt)]
+        return {one.id for one in receipts if (self.topic, one.partition) in places}
 
     def in_doubt(self) -> int:
         """How many may be stored without a Receipt: each may be there twice."""

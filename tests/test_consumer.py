@@ -335,9 +335,10 @@ def test_too_many_stuck_handlers_make_the_consumer_unhealthy(mq: ReliableMQ) -> 
     with mq:
         mq.publish("orders", b"x")
         eventually(lambda: not mq.health().live)
-        seen.append(mq.health().consumers[0])
+        assert "stuck" in mq.health().consumers[0].why
+        eventually(lambda: not all(one.live for one in tuple(seen)))
+        assert all("stuck" in one.why for one in tuple(seen) if not one.live)
         release.set()
-    assert all("stuck" in one.why for one in seen if not one.live)
 
 
 def test_a_long_retry_of_an_unkeyed_message_goes_through_the_broker(

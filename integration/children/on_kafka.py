@@ -192,7 +192,7 @@ class Consumer(Counted, confluent_kafka.Consumer):
 
 
 def fetched(partition: Partition) -> TopicPartition:
-    """A commit up to where it has read, done or not."""
+    """What enable.auto.commit commits: up to where it has read, done or not."""
     return TopicPartition(partition.topic, partition.number, partition.fetched)
 
 

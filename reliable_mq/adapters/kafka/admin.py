@@ -254,16 +254,21 @@ class Admin:
     @_translated
     def committed(self, topic: str, group: str) -> dict[int, tuple[int, str]]:
         """Offset and metadata of each partition."""
-        answer = self._insist(lambda: self._ask_committed(topic, group), AGAIN, ASKING)
+        end = time.monotonic() + ASKING
+        answer = self._insist(
+            lambda: self._ask_committed(topic, group, max(end - time.monotonic(), AGAIN)),
+            AGAIN,
+            ASKING,
+        )
         return {one.partition: (one.offset, one.metadata or "") for one in answer}
 
-    def _ask_committed(self, topic: str, group: str) -> list[TopicPartition]:
+    def _ask_committed(self, topic: str, group: str, within: float) -> list[TopicPartition]:
         # Not by the AdminClient: librdkafka's crashes the process when the broker answers that it
         # does not coordinate the group now (confluentinc/librdkafka#5040).
         consumer = confluent_kafka.Consumer(self._config.consumer(group))
         try:
             answer: list[TopicPartition] = consumer.committed(
-                self._partitions(topic), timeout=ASKING
+                self._partitions(topic), timeout=within
             )
         finally:
             consumer.close()

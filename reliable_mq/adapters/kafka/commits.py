@@ -69,7 +69,11 @@ class Commits:
             self._failed("no answer")
         if now >= self._due and self._asked is None and self.begin(partitions):
             self._begun, self._due = now, now + self._interval
-        if self._failing_since is not None and now - self._failing_since > self._patience:
+        if self._failing_since is None:
+            return
+        if self._asked is None and not any(one.dirty for one in partitions):
+            self._failing_since = None  # what it was about is gone: no commit will come to end it
+        elif now - self._failing_since > self._patience:
             text = f"group {self._group!r}: nothing can be committed: {self._why}; tried again"
             raise ConnectionFailed(text)
 
@@ -108,7 +112,6 @@ class Commits:
 
     def finish(self, partitions: Collection[Partition]) -> None:
         """Commit these, and wait for the answer: a rebalance takes them away."""
-        self._failing_since = None  # the group has dealt: what failed is another one's now
         if self._asked is not None:
             self._take_back()  # the one below says the same and more
         dirty = [one for one in partitions if one.dirty]
@@ -121,17 +124,15 @@ class Commits:
             log.warning("group %s: the last commit failed: %s", self._group, error)
             return
         failed = {(one.topic, one.partition) for one in answer or () if one.error}
+        if not failed:
+            self._failing_since = None
         for one in dirty:
             if (one.topic, one.number) not in failed:
                 self._settle(one.take_said())
                 one.dirty = False
 
     def forget(self, partitions: Collection[Partition]) -> None:
-        """These are somebody else's: what is on its way for them is not waited for.
-
-        Nor does it count that their commits failed: none of theirs will come that could succeed.
-        """
-        self._failing_since = None
+        """These are somebody else's: what is on its way for them is not waited for."""
         for partition, leases in self._asked or ():
             if partition in partitions:
                 partition.unsettled = [*leases, *partition.unsettled]
