@@ -139,6 +139,8 @@ class Confirmation:
                 callback(self)
             except BaseException:  # this is a publisher's thread, which others depend on
                 log.exception("a callback of message %s failed", self.message.id)
+            if self._callback is None:  # whoever adds one from here on runs it
+                return
 
 
 class _Unseen:

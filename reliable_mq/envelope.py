@@ -11,9 +11,7 @@ carry any header; one that looks like ours and cannot be is a ForgedHeader, a de
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import msgspec
@@ -23,17 +21,16 @@ from reliable_mq import message as wire
 from reliable_mq.codec import APPLICATION_JSON, JSON, OCTETS, encode
 from reliable_mq.errors import (
     CodecError,
-    ConfigurationError,
-    PublishRejected,
     ReliableMQError,
     TooLarge,
 )
+from reliable_mq.headers import Headers, check_headers, pack, rejected, wrong_type
 from reliable_mq.ids import IdSource, derived_id
 from reliable_mq.message import CONTENT_TYPE, PREFIX, Header, Message
 from reliable_mq.outcome import LONGEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from reliable_mq.codec import Codec
 
@@ -50,15 +47,11 @@ __all__ = [
 ]
 
 Key = str | int | UUID | bytes | None
-Headers = Mapping[str, bytes | str] | Sequence[tuple[str, bytes | str]] | None
 
 #: Characters of an id, a topic or a group.
 NAME_CHARACTERS = 200
 #: Bytes of a key.
 KEY_BYTES = 8 * 1024
-#: How many headers a user may give, and their bytes, names included.
-HEADERS = 64
-HEADER_BYTES = 8 * 1024
 #: Bytes of our own headers that are believed. What we write is half of that at most, so that a
 #: header added on the way never makes a good message a forged one.
 OUR_BYTES = 16 * 1024
@@ -70,8 +63,6 @@ LONGEST_DELAY = LONGEST
 _BINARY: Final[tuple[Header, ...]] = ((CONTENT_TYPE, OCTETS),)
 _JSON: Final[tuple[Header, ...]] = ((CONTENT_TYPE, APPLICATION_JSON),)
 _PLAIN = {OCTETS: _BINARY, APPLICATION_JSON: _JSON}
-_valid_name = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
-_unsafe = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 
 
 def build(
@@ -104,9 +95,9 @@ def build(
     """
     packed: tuple[Header, ...] = ()
     declared = None
+    checked = True
     if headers is not None:
-        packed = _pairs(headers)
-        declared = _header_content_type(packed, content_type)
+        packed, declared, checked = pack(headers, content_type)
         content_type = declared or content_type
     body: bytes | None
     natural: str | None = OCTETS
@@ -115,22 +106,25 @@ def build(
     else:
         body, natural = encode(value, codec, content_type)
     if natural is not None and declared is None:
-        packed += _PLAIN.get(natural) or ((CONTENT_TYPE, natural),)
+        plain = _PLAIN.get(natural)
+        packed += plain or ((CONTENT_TYPE, natural),)
+        checked = checked and plain is not None
     if type(key) is str and key.isascii():  # the usual one, in half the time
         wire_key: bytes | None = key.encode()
     else:
         wire_key = key if key is None or type(key) is bytes else _key_bytes(key)
     message = Message(id, topic, wire_key, body, packed, now)
-    check(message, None)
+    check(message, None, headers=not checked)
     return message
 
 
-def check(message: Message, max_body: int | None) -> None:
+def check(message: Message, max_body: int | None, *, headers: bool = True) -> None:
     """See that a message can be sent. Any thread.
 
     Args:
         message: What `build` made, or anybody else.
         max_body: Bytes of the largest body that the broker takes; None: not known here.
+        headers: Whether nobody has looked at the headers yet.
 
     Raises:
         ConfigurationError: A field has the wrong type.
@@ -138,7 +132,6 @@ def check(message: Message, max_body: int | None) -> None:
         TooLarge: Its body has more than `max_body` bytes.
     """
     id, topic, key, body = message.id, message.topic, message.key, message.body
-    headers = message.headers
     if not (
         type(id) is type(topic) is str
         and 0 < len(id) <= NAME_CHARACTERS
@@ -149,36 +142,29 @@ def check(message: Message, max_body: int | None) -> None:
         _check_names(message)
     if key is not None:
         if type(key) is not bytes:
-            _wrong_type("key", key, "bytes, or None for no key")
+            wrong_type("key", key, "bytes, or None for no key")
         if len(key) > KEY_BYTES:
             why = f"key has {len(key)} bytes and the limit is {KEY_BYTES}; use a digest of it"
-            raise _rejected(message, why)
-    if headers is not _BINARY and headers is not _JSON and headers != ():
-        _check_headers(message)
+            raise rejected(message, why)
+    packed = message.headers
+    if headers and packed is not _BINARY and packed is not _JSON and packed != ():
+        check_headers(message)
     if body is not None:
         _check_body(message, body, max_body)
-
-
-def _check_name(message: Message, what: str, name: object) -> None:
-    if not isinstance(name, str):
-        _wrong_type(what, name, "a str")
-    if not (0 < len(name) <= NAME_CHARACTERS and name.isprintable()):
-        why = f"{what} must have 1 to {NAME_CHARACTERS} characters, all of them printable"
-        raise _rejected(message, why)
 
 
 def _check_names(message: Message) -> None:
     for what, name in (("id", message.id), ("topic", message.topic)):
         if not isinstance(name, str):
-            _wrong_type(what, name, "a str")
+            wrong_type(what, name, "a str")
         if not (0 < len(name) <= NAME_CHARACTERS and name.isprintable()):
             why = f"{what} must have 1 to {NAME_CHARACTERS} characters, all of them printable"
-            raise _rejected(message, why)
+            raise rejected(message, why)
 
 
 def _check_body(message: Message, body: object, max_body: int | None) -> None:
     if not isinstance(body, bytes):
-        _wrong_type("body", body, "bytes, or None for a tombstone")
+        wrong_type("body", body, "bytes, or None for a tombstone")
     if max_body is not None and len(body) > max_body:
         text = (
             f"message {message.id!r} to {message.topic!r} was not sent: its body has {len(body)} "
@@ -186,52 +172,6 @@ def _check_body(message: Message, body: object, max_body: int | None) -> None:
             "the limit"
         )
         raise TooLarge(text, message)
-
-
-def _wrong_type(what: str, value: object, wanted: str) -> NoReturn:
-    msg = f"{what} is a {type(value).__name__}; it must be {wanted}"
-    raise ConfigurationError(msg)
-
-
-def _rejected(message: Message, why: str) -> PublishRejected:
-    text = f"message {message.id!r:.80} to {message.topic!r:.80} was not sent: its {why}"
-    return PublishRejected(text, message)
-
-
-def _pairs(headers: Any) -> tuple[Header, ...]:
-    try:
-        # Asking whether something is a Mapping costs as much as all the rest.
-        usual = type(headers) in (list, tuple)
-        items = headers.items() if not usual and isinstance(headers, Mapping) else headers
-        pairs = tuple([(name, value) for name, value in items])
-    except (TypeError, ValueError):
-        _wrong_type("headers=", headers, "a mapping or a sequence of pairs")
-    for name, value in pairs:
-        if type(name) is not str or (type(value) is not str and type(value) is not bytes):
-            _check_header_types(name, value)
-    return pairs
-
-
-def _check_header_types(name: object, value: object) -> None:
-    if not isinstance(name, str):
-        _wrong_type("the name of a header", name, "a str")
-    if not isinstance(value, (str, bytes)):
-        _wrong_type(f"header {name!r:.80}", value, "a str or bytes")
-
-
-def _header_content_type(headers: tuple[Header, ...], content_type: str | None) -> str | None:
-    """The content type that the headers name, which nothing else may contradict."""
-    length = len(CONTENT_TYPE)
-    given = [
-        value for name, value in headers if len(name) == length and name.lower() == CONTENT_TYPE
-    ]
-    if not given:
-        return None
-    text = given[0].decode("latin-1") if isinstance(given[0], bytes) else given[0]
-    if len(given) > 1 or content_type not in (None, text):
-        msg = f"headers= say content-type {given}, content_type= says {content_type!r}: say it once"
-        raise ConfigurationError(msg)
-    return text
 
 
 def _key_bytes(key: object) -> bytes:
@@ -248,46 +188,12 @@ def _key_bytes(key: object) -> bytes:
     elif isinstance(key, UUID):
         text = str(key)
     else:
-        _wrong_type("key=", key, "a str, int, UUID or bytes, or None for no key")
+        wrong_type("key=", key, "a str, int, UUID or bytes, or None for no key")
     try:
         return text.encode()
     except UnicodeEncodeError:
         msg = "key= is no UTF-8 text: it has half of a surrogate pair; nothing was sent"
     raise CodecError(msg)
-
-
-@lru_cache(maxsize=1024)
-def _wrong_with(header_name: str) -> str:
-    if not _valid_name(header_name):
-        return "a name has 1 to 64 of the characters A-Z a-z 0-9 _ . -"
-    if header_name[:4].lower() == PREFIX:
-        return f"names that begin with {PREFIX!r} are the library's own"
-    return ""
-
-
-def _check_headers(message: Message) -> None:
-    if type(message.headers) is not tuple:
-        _wrong_type("headers", message.headers, "a tuple of pairs")
-    size = 0
-    for name, value in message.headers:
-        if type(name) is str and (
-            type(value) is bytes or (type(value) is str and value.isascii() and value.isprintable())
-        ):
-            if not _wrong_with(name):  # the usual one, in half the time
-                size += len(name) + len(value)
-                continue
-        else:
-            _check_header_types(name, value)
-        why = _wrong_with(name)
-        if not why and isinstance(value, str) and not value.isprintable() and _unsafe(value):
-            why = "a str value has no control characters; give bytes if it is binary"
-        if why:
-            raise _rejected(message, f"header {name!r:.80} is not allowed: {why}")
-        size += len(name) + len(value if isinstance(value, bytes) else value.encode())
-    count = len(message.headers)
-    if count > HEADERS or size > HEADER_BYTES:
-        why = f"{count} headers have {size} bytes; the limits are {HEADERS} and {HEADER_BYTES}"
-        raise _rejected(message, why)
 
 
 class ForgedHeader(ReliableMQError):

@@ -119,7 +119,8 @@ class Producer:
         built: it comes from `message` as it is, and was checked there.
         """
         confirmation = self._send(message, to, timeout, built=built)
-        if confirmation.unseen and type(confirmation._outcome) is Backpressure:  # noqa: SLF001
+        # Looking must not count as seeing it.
+        if type(confirmation._outcome) is Backpressure and confirmation.unseen:  # noqa: SLF001
             self._note(confirmation)
         return confirmation
 

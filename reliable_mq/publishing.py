@@ -89,7 +89,9 @@ class Publishing:
         message = self._producer.message(
             name, value, key=key, id=id, headers=headers, content_type=content_type
         )
-        return self._producer.send(message, timeout=_seconds(timeout), built=True)
+        return self._producer.send(
+            message, timeout=None if timeout is None else _seconds(timeout), built=True
+        )
 
     def message(
         self,

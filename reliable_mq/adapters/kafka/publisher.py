@@ -102,18 +102,17 @@ class KafkaPublisher:
         if self._forks != HERE.forks:
             text = f"this publisher to {self._config} was made before a fork: make a new one"
             raise TransportError(text)
-        confirmation = Confirmation(message)
         try:
-            token = token_of(
-                self, confirmation, to, not_before, deadline, self._now, self._max_body
-            )
-            with self._gate:
-                refused = self._take_in(token)
+            token = token_of(self, message, to, not_before, deadline, self._now, self._max_body)
         except PublishError as error:
-            refused = error
+            ended = Confirmation(message)
+            ended.settle(error)
+            return ended
+        with self._gate:
+            refused = self._take_in(token)
         if refused is not None:
-            confirmation.settle(refused)
-        return confirmation
+            token.settle(refused)
+        return token
 
     def close(self, timeout: float) -> list[Message]:
         """See Publisher.close."""
@@ -133,7 +132,7 @@ class KafkaPublisher:
         rest = self._end_all(rest, "the publisher was closed")
         if waits and thread is not None:
             thread.join(LAST_WORDS)
-        return [token.confirmation.message for token in rest]
+        return [token.message for token in rest]
 
     # -- handing in ----------------------------------------------------------------------------
 
@@ -160,7 +159,7 @@ class KafkaPublisher:
 
     def _produce(self, token: Token) -> PublishError | None:
         """Hand it to librdkafka: what that refuses was not sent. BufferError: its queue is full."""
-        message = token.confirmation.message
+        message = token.message
         try:
             # Made here and not kept: librdkafka has a copy, and what is on its way is to be small.
             headers = headers_of(message, token.due)
@@ -295,7 +294,7 @@ class KafkaPublisher:
         stored = []
         with self._gate:
             for token in self._open:
-                key = token.confirmation.message.key
+                key = token.message.key
                 if token not in held:
                     failed.add((token.to, key))
                 elif key is None or (token.to, key) not in failed:
@@ -344,7 +343,7 @@ class KafkaPublisher:
 
     def _refuse_all(self, name: str) -> None:
         for token in [token for token in tuple(self._waiting) if token.to == name]:
-            message = token.confirmation.message
+            message = token.message
             why = f"topic {name!r} is missing: declare it, mq.topic({message.topic!r}, groups=(…,))"
             unroutable = Unroutable(f"message {message.id} cannot be routed: {why}", message)
             # What is in doubt an earlier producer may have stored.
@@ -364,8 +363,8 @@ class KafkaPublisher:
         with self._gate:
             ended = [one for one in stored if self._leave(one[0])]
         for token, partition, offset in ended:
-            message = token.confirmation.message
-            token.confirmation.settle(Receipt(message.id, message.topic, partition, offset))
+            message = token.message
+            token.settle(Receipt(message.id, message.topic, partition, offset))
 
     def _end_all(self, tokens: Iterable[Token], why: str) -> list[Token]:
         """Those that were still open."""
@@ -375,7 +374,7 @@ class KafkaPublisher:
         with self._gate:
             ended = self._leave(token)
         if ended:
-            token.confirmation.settle(outcome)
+            token.settle(outcome)
         return ended
 
     def _leave(self, token: Token) -> bool:
@@ -388,7 +387,7 @@ class KafkaPublisher:
         return True
 
     def _refused(self, token: Token, error: Any) -> PublishError:
-        message = token.confirmation.message
+        message = token.message
         # What is in doubt an earlier producer may have stored.
         if token.in_doubt or what_is_said(error) is Said.FULL:
             return self._no_answer(token, str(error))
@@ -396,4 +395,4 @@ class KafkaPublisher:
 
     def _no_answer(self, token: Token, why: str) -> PublishError:
         in_doubt = token.in_doubt or token.sent
-        return no_answer(token.confirmation.message, why, self._reason, in_doubt=in_doubt)
+        return no_answer(token.message, why, self._reason, in_doubt=in_doubt)
