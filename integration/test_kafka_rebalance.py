@@ -201,8 +201,12 @@ def stuck(kafka, options, told, *, taken_over=True):
         traffic.comes_to(16, "effect")
         traffic.join()
         until(lambda: both_have_some(told), "both have some")
+        has_begun = threading.Event()
+        traffic.handling = lambda *_: has_begun.wait(60.0)
         traffic.burst(15, KEYS)
+        until(lambda: member.health().consumers[0].in_hand, "it has some in hand")
         go_on = traffic.block(member)
+        has_begun.set()
         traffic.stored(5, KEYS)
         if taken_over:
             everything = traffic.notes.ids("ok")

@@ -80,6 +80,7 @@ def _translated(method: Callable[Concatenate[Admin, P], T]) -> Callable[Concaten
             text = f"{admin.shown}: {method.__name__}: {said}"
             if isinstance(said, KafkaError) and said.code() in FORBIDDEN:
                 raise ConfigurationError(text) from error
+            admin.close()  # it may never reach a broker again (see `reach`); the next one asks anew
             raise ConnectionFailed(text) from error
 
     return translated

@@ -51,6 +51,12 @@ REFUSED: Final[dict[str, str]] = {
 }
 
 
+#: Milliseconds: at most between two attempts to connect to a broker, and between two reports of a
+#: client about itself, by which `reach` sees that it attempts nothing any more.
+RECONNECT, STATISTICS = 2_000, 5_000
+#: Seconds without such an attempt, at least, after which there will be none.
+PATIENCE: Final = 9.0
+
 #: How far ahead a consumer fetches, unless the URL says otherwise. librdkafka's own 100,000 records
 #: of a partition take much memory for no speed, and when it has them it stops for a second.
 FETCHING: Final[dict[str, Any]] = {
@@ -102,9 +108,18 @@ class Config:
     def __repr__(self) -> str:
         return self._text
 
+    @property
+    def patience(self) -> float:
+        """Seconds without an attempt to connect after which a client will make none."""
+        try:
+            longest = float(self._common()["reconnect.backoff.max.ms"])
+        except ValueError:  # librdkafka refuses it
+            longest = 0.0
+        return max(PATIENCE, 3 * longest / 1000)  # it adds up to a half to it
+
     def admin(self) -> dict[str, Any]:
         """Of a client that only asks and declares. What goes wrong is in the answers."""
-        return self._common() | {"log_level": 0}
+        return self._common() | {"log_level": 0, "statistics.interval.ms": 0}
 
     def producer(self) -> dict[str, Any]:
         """Idempotent, acks=all; a message waits until we give it up."""
@@ -150,7 +165,12 @@ class Config:
         }
 
     def _common(self) -> dict[str, Any]:
-        return {"client.id": "reliable-mq", "log_level": 3} | self._native
+        return {
+            "client.id": "reliable-mq",
+            "log_level": 3,
+            "reconnect.backoff.max.ms": RECONNECT,
+            "statistics.interval.ms": STATISTICS,
+        } | self._native
 
 
 def parse(url: str) -> Config:

@@ -6,8 +6,8 @@
 librdkafka never gives a message up by itself (`message.timeout.ms=0`), so it leaves no gap that
 later ones of a key would pass; when the deadline of a message is over, it ends as unknown here, and
 may still be stored. After an error that is fatal for librdkafka (a sequence that the broker does
-not know, a producer that is fenced) all that is open goes to a new one, in its order, with its ids:
-what had been stored is stored twice.
+not know, a producer that is fenced), and when it has given up all brokers, all that is open goes to
+a new one, in its order, with its ids: what had been stored is stored twice.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 import confluent_kafka
 from confluent_kafka import KafkaException
 
-from reliable_mq.adapters.endings import OPEN, OPEN_BYTES, no_answer
+from reliable_mq.adapters.endings import OPEN, OPEN_BYTES
 from reliable_mq.adapters.kafka.finding import Finding
-from reliable_mq.adapters.kafka.reports import Said, refusal, what_is_said
-from reliable_mq.adapters.kafka.token import Token, token_of
+from reliable_mq.adapters.kafka.reach import Reach
+from reliable_mq.adapters.kafka.reports import Said, what_is_said
+from reliable_mq.adapters.kafka.token import Token, not_behind_a_failed_one, token_of
 from reliable_mq.adapters.kafka.wire import headers_of
 from reliable_mq.adapters.process import HERE
 from reliable_mq.confirmation import Confirmation
@@ -32,7 +33,6 @@ from reliable_mq.errors import (
     PublishError,
     PublishRejected,
     TransportError,
-    Unroutable,
 )
 from reliable_mq.message import Receipt
 
@@ -71,6 +71,7 @@ class KafkaPublisher:
         self._gate = threading.Lock()
         self._changed = threading.Condition(self._gate)
         self._producer: Any = None
+        self._reach: Any = None
         self._thread: threading.Thread | None = None
         self._known: set[str] = set()
         self._waiting: deque[Token] = deque()
@@ -138,9 +139,9 @@ class KafkaPublisher:
 
     def _take_in(self, token: Token) -> PublishError | None:
         if self._closed or len(self._open) >= OPEN or self._bytes >= OPEN_BYTES:
-            return self._no_answer(token, "there is no room")
+            return token.no_answer(self._reason, "there is no room")
         if self._thread is None and not self._start():
-            return self._no_answer(token, "there is no thread")
+            return token.no_answer(self._reason, "there is no thread")
         if self._waiting or self._broken or token.to not in self._known:
             self._waiting.append(token)
             self._changed.notify_all()
@@ -148,7 +149,7 @@ class KafkaPublisher:
             try:
                 error = self._produce(token)
             except BufferError:
-                return self._no_answer(token, "librdkafka's queue is full")
+                return token.no_answer(self._reason, "librdkafka's queue is full")
             if error is not None:
                 return error
         self._open[token] = None
@@ -179,7 +180,7 @@ class KafkaPublisher:
             self._broken = str(error)
             self._waiting.append(token)
             return None
-        return self._refused(token, error)
+        return token.refused(self._reason, error)
 
     def _start(self) -> bool:
         try:
@@ -197,8 +198,11 @@ class KafkaPublisher:
         return True
 
     def _new_producer(self) -> Any:
-        told = {"logger": log, "error_cb": self._heard}
-        return confluent_kafka.Producer(self._config.producer() | told)
+        reach = Reach(str(self._config), self._config.patience, lambda: bool(self._open))
+        told = {"logger": log, "error_cb": self._heard, "stats_cb": reach.said}
+        producer = confluent_kafka.Producer(self._config.producer() | told)
+        self._reach = reach
+        return producer
 
     # -- the thread ----------------------------------------------------------------------------
 
@@ -214,6 +218,8 @@ class KafkaPublisher:
 
     def _round(self) -> None:
         self._poll(LOOK)
+        if self._reach.given_up:
+            self._break("librdkafka tries no broker any more")
         if self._broken and self._clock.monotonic() >= self._rebuild_at:
             self._rebuild()
         if self._waiting and not self._broken:
@@ -259,7 +265,7 @@ class KafkaPublisher:
             return  # it is open; the next producer sends it
         if said is Said.MISSING:
             self._known.discard(token.to)
-        self._end(token, self._refused(token, error))
+        self._end(token, token.refused(self._reason, error))
 
     def _break(self, why: str) -> None:
         """From here on librdkafka is given nothing: it would pass what is open."""
@@ -277,7 +283,10 @@ class KafkaPublisher:
             self._reason = str(error)
             return
         self._give_up_producer()
-        self._end_stored(self._not_behind_a_failed_one())
+        with self._gate:
+            stored = not_behind_a_failed_one(self._open, self._held)
+        self._held = {}
+        self._end_stored(stored)
         with self._gate:
             for token in self._open:
                 token.in_doubt = token.in_doubt or token.sent
@@ -286,20 +295,6 @@ class KafkaPublisher:
             old, self._producer = self._producer, producer
             self._reason, self._broken = self._broken, ""
         del old  # not before: its end waits for its threads, and the gate would with it
-
-    def _not_behind_a_failed_one(self) -> list[tuple[Token, int, int]]:
-        """What was stored in its order; what stands behind a failed one of its key goes again."""
-        held, self._held = self._held, {}
-        failed: set[tuple[str, bytes | None]] = set()
-        stored = []
-        with self._gate:
-            for token in self._open:
-                key = token.message.key
-                if token not in held:
-                    failed.add((token.to, key))
-                elif key is None or (token.to, key) not in failed:
-                    stored.append((token, *held[token]))
-        return stored
 
     def _give_up_producer(self) -> None:
         """Hear its last words. What it has stored without a word may be sent again."""
@@ -343,11 +338,7 @@ class KafkaPublisher:
 
     def _refuse_all(self, name: str) -> None:
         for token in [token for token in tuple(self._waiting) if token.to == name]:
-            message = token.message
-            why = f"topic {name!r} is missing: declare it, mq.topic({message.topic!r}, groups=(…,))"
-            unroutable = Unroutable(f"message {message.id} cannot be routed: {why}", message)
-            # What is in doubt an earlier producer may have stored.
-            self._end(token, self._no_answer(token, why) if token.in_doubt else unroutable)
+            self._end(token, token.unroutable(self._reason))
 
     def _expire(self) -> None:
         now = self._clock.monotonic()
@@ -368,7 +359,7 @@ class KafkaPublisher:
 
     def _end_all(self, tokens: Iterable[Token], why: str) -> list[Token]:
         """Those that were still open."""
-        return [token for token in tokens if self._end(token, self._no_answer(token, why))]
+        return [token for token in tokens if self._end(token, token.no_answer(self._reason, why))]
 
     def _end(self, token: Token, outcome: PublishError) -> bool:
         with self._gate:
@@ -385,14 +376,3 @@ class KafkaPublisher:
         if not self._open:
             self._changed.notify_all()
         return True
-
-    def _refused(self, token: Token, error: Any) -> PublishError:
-        message = token.message
-        # What is in doubt an earlier producer may have stored.
-        if token.in_doubt or what_is_said(error) is Said.FULL:
-            return self._no_answer(token, str(error))
-        return refusal(message, token.to, error)
-
-    def _no_answer(self, token: Token, why: str) -> PublishError:
-        in_doubt = token.in_doubt or token.sent
-        return no_answer(token.message, why, self._reason, in_doubt=in_doubt)

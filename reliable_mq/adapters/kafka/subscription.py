@@ -26,12 +26,12 @@ from reliable_mq.adapters.kafka.intake import Intake
 from reliable_mq.adapters.kafka.names import owner_of, retry_pattern
 from reliable_mq.adapters.kafka.partition import KafkaLease, Partition
 from reliable_mq.adapters.kafka.position import Positions
+from reliable_mq.adapters.kafka.reach import Reach, close
 from reliable_mq.adapters.kafka.shares import share
 from reliable_mq.adapters.kafka.topic_watch import TopicWatch
-from reliable_mq.adapters.kafka.wire import from_record
+from reliable_mq.adapters.kafka.wire import from_record, seconds_early
 from reliable_mq.errors import ConfigurationError, ConnectionFailed, ReliableMQError, TransportError
-from reliable_mq.message import NOT_BEFORE, Delivery, header
-from reliable_mq.outcome import LONGEST
+from reliable_mq.message import Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from reliable_mq.adapters.kafka.admin import Admin
     from reliable_mq.adapters.kafka.config import Config
     from reliable_mq.clock import Clock
-    from reliable_mq.message import Lease, Message
+    from reliable_mq.message import Lease
 
 __all__ = ["KafkaSubscription"]
 
@@ -51,10 +51,10 @@ NOTHING: Final = Polled()
 HELD: Final = 1_000
 #: Seconds of one wait for records, which nothing can interrupt: with work in hand, and without.
 BUSY, IDLE = 0.01, 0.1
-#: Seconds between two tries to reach a broker that is gone.
-RETRY: Final = 1.0
 #: Seconds that the first connection may take, and the last commit.
 CONNECTS, LAST_COMMIT = 5.0, 5.0
+#: Seconds for leaving the group.
+LAST_WORDS: Final = 10.0
 #: Seconds at most in which the broker is to tell where a member begins.
 POSITIONS: Final = 10.0
 BEGINNING: Final = confluent_kafka.OFFSET_BEGINNING
@@ -87,36 +87,15 @@ class KafkaSubscription:
         self._bell = threading.Event()
         self._closed = False
         self._error: ReliableMQError | None = None
-        self._cut_off = ""
-        self._look_again = 0.0
         self._join_again = False
         options = config.options
         self._incremental = (
             options.group_protocol == "consumer" or options.assignment == "cooperative-sticky"
         )
-        self._commits = Commits(subscribe.group, options.commit_interval, options.session_timeout)
-        told = {"on_commit": self._commits.answered, "error_cb": self._heard, "logger": log}
-        try:
-            self._consumer = confluent_kafka.Consumer(config.consumer(subscribe.group) | told)
-        except KafkaException as error:  # an option that librdkafka does not know
-            text = f"{config}: {error.args[0].str()}"
-            raise ConfigurationError(text) from error
-        self._commits.consumer = self._consumer
-        self._intake = Intake(self._consumer, self._partitions, clock.monotonic)
         self._moves_on = options.on_out_of_range != "error"
         self._topics = TopicWatch(admin, subscribe.topics, moves_on=self._moves_on)
-        self._positions = Positions(
-            self._consumer,
-            subscribe,
-            options.on_out_of_range,
-            admin.topic_id,
-            min(POSITIONS, options.lease_timeout / 2),
-        )
-        # With a connection it joins at once; without, librdkafka looks again after two seconds. If
-        # there is none, the first poll tells.
-        with suppress(KafkaException):
-            self._consumer.list_topics(subscribe.topics[0], timeout=CONNECTS)
-        self._join()
+        self._topic_id = admin.topic_id
+        self._connect()
 
     # -- the port ------------------------------------------------------------------------------
 
@@ -137,6 +116,8 @@ class KafkaSubscription:
             raise ConnectionFailed(text) from error
 
     def _poll(self, limit: int, end: float) -> Polled:
+        if self._reach.given_up:
+            self._connect_again()
         if self._join_again:
             self._consumer.unsubscribe()
             self._join()
@@ -152,7 +133,7 @@ class KafkaSubscription:
                 self._bell.clear()
                 return NOTHING
             if now >= end or self._join_again:
-                self._raise_if_cut_off(now)
+                self._reach.ask(now, self._consumer)
                 return NOTHING
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -195,7 +176,49 @@ class KafkaSubscription:
             for partition in self._partitions.values():
                 partition.lose()
             self._partitions.clear()
-            self._consumer.close()
+            close(self._consumer, LAST_WORDS)
+
+    def _connect(self) -> None:
+        """Make a client, and all that belongs to it, and join."""
+        asks, options = self._asks, self._config.options
+        commits = Commits(asks.group, options.commit_interval, options.session_timeout)
+        reach = Reach(str(self._config), self._config.patience)
+        told = {
+            "on_commit": commits.answered,
+            "error_cb": reach.heard,
+            "stats_cb": reach.said,
+            "logger": log,
+        }
+        try:
+            consumer = confluent_kafka.Consumer(self._config.consumer(asks.group) | told)
+        except KafkaException as error:  # an option that librdkafka does not know
+            text = f"{self._config}: {error.args[0].str()}"
+            raise ConfigurationError(text) from error
+        commits.consumer = consumer
+        self._consumer, self._commits, self._reach = consumer, commits, reach
+        self._intake = Intake(consumer, self._partitions, self._clock.monotonic)
+        self._positions = Positions(
+            consumer,
+            asks,
+            options.on_out_of_range,
+            self._topic_id,
+            min(POSITIONS, options.lease_timeout / 2),
+        )
+        # With a connection it joins at once; without, librdkafka looks again after two seconds. If
+        # there is none, the first poll tells.
+        with suppress(KafkaException):
+            consumer.list_topics(asks.topics[0], timeout=CONNECTS)
+        self._join()
+
+    def _connect_again(self) -> None:
+        """With another client: this one will never reach a broker again."""
+        log.warning("group %s: its client tries no broker any more; another one", self._asks.group)
+        old = self._consumer
+        self._forget(list(self._partitions.values()))
+        settled = self._commits.settled
+        self._connect()
+        self._commits.settled = settled
+        close(old, 0.0)  # it waits for a coordinator that it will not find
 
     def _join(self) -> None:
         self._join_again = self._intake.confused = False
@@ -254,7 +277,7 @@ class KafkaSubscription:
             record = inbox[0]
             offset = record.offset()
             message = from_record(owner, topic_id, record)
-            early = _early(message, epoch)
+            early = seconds_early(message, epoch)
             if early and (partition.topic != owner or len(self._later) >= HELD):
                 partition.rests_until = now + early  # what is behind it is due later, or waits
                 return
@@ -275,11 +298,12 @@ class KafkaSubscription:
         due = self._clock.monotonic() + seconds
         heapq.heappush(self._later, (due, next(self._tickets), delivery))
 
-    # -- rebalances, called from inside poll -----------------------------------------------------
+    # -- rebalances, called from inside poll; of a client that was given up, from its close -------
 
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
-        if self._closed:  # librdkafka makes an unassign of it; it would answer no question now
-            (consumer.incremental_assign if self._incremental else consumer.assign)(partitions)
+        if self._closed or consumer is not self._consumer:
+            # librdkafka makes an unassign of it; it would answer no question now.
+            self._take_up(consumer, partitions)
             return
         group = self._asks.group
         try:
@@ -290,53 +314,58 @@ class KafkaSubscription:
             # Until then they are ours, and nothing is read: without a call, confluent-kafka would
             # assign them by itself, at no offset.
             places = [TopicPartition(one.topic, one.partition, BEGINNING) for one in partitions]
-            (consumer.incremental_assign if self._incremental else consumer.assign)(places)
+            self._take_up(consumer, places)
             consumer.pause(places)
             return
         came = [Partition(one, owner_of(one.topic, self._asks.topics, group)) for one in found]
         self._partitions.update({(one.topic, one.number): one for one in came})
         places = [TopicPartition(one.topic, one.partition, one.offset) for one in found]
-        (consumer.incremental_assign if self._incremental else consumer.assign)(places)
+        self._take_up(consumer, places)
         self._intake.came(came)
 
     def _revoked(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         """Finish what runs of these, commit it, and let go."""
+        if consumer is not self._consumer:
+            self._let_go(consumer, partitions)
+            return
         mine = self._of(partitions)
         leases: list[Lease] = [lease for one in mine for lease in one.in_hand]
         if leases and not self._closed:
             deadline = self._clock.monotonic() + self._config.options.drain_timeout
             self._on_revoke(leases, deadline)
         self._commits.finish(mine)
-        self._forget(consumer, mine, partitions)
+        self._forget(mine)
+        self._let_go(consumer, partitions)
 
     def _taken(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         """They are somebody else's already: nothing is committed."""
-        mine = self._of(partitions)
-        self._commits.forget(mine)
-        self._forget(consumer, mine, partitions)
+        if consumer is self._consumer:
+            mine = self._of(partitions)
+            self._commits.forget(mine)
+            self._forget(mine)
+        self._let_go(consumer, partitions)
 
     def _of(self, partitions: list[TopicPartition]) -> list[Partition]:
         keys = [(one.topic, one.partition) for one in partitions]
         return [self._partitions[key] for key in keys if key in self._partitions]
 
-    def _forget(
-        self, consumer: Any, mine: list[Partition], partitions: list[TopicPartition]
-    ) -> None:
+    def _forget(self, mine: list[Partition]) -> None:
         for one in mine:
             self._lost += one.lose()
             del self._partitions[one.topic, one.number]
         self._later = [one for one in self._later if not one[2].lease.lost]
         heapq.heapify(self._later)
+
+    def _take_up(self, consumer: Any, places: list[TopicPartition]) -> None:
+        (consumer.incremental_assign if self._incremental else consumer.assign)(places)
+
+    def _let_go(self, consumer: Any, places: list[TopicPartition]) -> None:
         if self._incremental:
-            consumer.incremental_unassign(partitions)
+            consumer.incremental_unassign(places)
         else:
             consumer.unassign()
 
     # -- trouble -------------------------------------------------------------------------------
-
-    def _heard(self, error: Any) -> None:
-        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION):
-            self._cut_off = str(error)
 
     def _hear_of(self, record: Any, error: Any) -> None:
         code = error.code()
@@ -367,30 +396,3 @@ class KafkaSubscription:
         self._error = None
         if error is not None:
             raise error
-
-    def _raise_if_cut_off(self, now: float) -> None:
-        if not self._cut_off:
-            return
-        if now >= self._look_again:
-            self._look_again = now + RETRY
-            try:
-                self._consumer.list_topics(timeout=0.5)
-            except KafkaException as error:
-                self._cut_off = str(error)
-            else:
-                self._cut_off = ""
-                return
-        text = f"{self._config}: {self._cut_off}; it is tried again"
-        raise ConnectionFailed(text)
-
-
-def _early(message: Message, now: float) -> float:
-    """Seconds until it may be handled."""
-    if not message.headers:
-        return 0.0
-    text = header(message, NOT_BEFORE)
-    try:
-        early = 0.0 if text is None else float(text) - now
-    except ValueError:
-        return 0.0  # forged: the core says so
-    return early if 0.0 < early <= LONGEST else 0.0

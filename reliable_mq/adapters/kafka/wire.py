@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from reliable_mq.message import NOT_BEFORE, PREFIX, Message
+from reliable_mq.message import NOT_BEFORE, PREFIX, Message, header
+from reliable_mq.outcome import LONGEST
 
 if TYPE_CHECKING:
     from reliable_mq.message import Header
 
-__all__ = ["from_record", "headers_of"]
+__all__ = ["from_record", "headers_of", "seconds_early"]
 
 ID: Final = "rmq-id"
 CREATED: Final = "rmq-created"
@@ -75,6 +76,18 @@ def from_record(topic: str, topic_id: str, record: Any) -> Message:
         tuple(headers),
         _seconds(created, record),
     )
+
+
+def seconds_early(message: Message, now: float) -> float:
+    """How long it may not be handled yet."""
+    if not message.headers:
+        return 0.0
+    text = header(message, NOT_BEFORE)
+    try:
+        early = 0.0 if text is None else float(text) - now
+    except ValueError:
+        return 0.0  # forged: the core says so
+    return early if 0.0 < early <= LONGEST else 0.0
 
 
 def _text(value: bytes | str | None) -> str:
