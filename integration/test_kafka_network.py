@@ -105,8 +105,8 @@ class Believes(KafkaPublisher):
     def _produce(self, token):
         error = super()._produce(token)
         if error is None:
-            message = token.confirmation.message
-            token.confirmation.settle(Receipt(message.id, message.topic, 0, 0))
+            message = token.message
+            token.settle(Receipt(message.id, message.topic, 0, 0))
         return error
 
 
