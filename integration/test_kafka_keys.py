@@ -231,7 +231,7 @@ def test_copies_survive_a_kill_and_are_never_early(kafka, tmp_path):
 
 def test_copies_that_are_not_waited_for_are_early(kafka, monkeypatch):
     """Control: nobody looks at what the copy says."""
-    monkeypatch.setattr(adapter, "_early", lambda *_: 0.0)
+    monkeypatch.setattr(adapter, "seconds_early", lambda *_: 0.0)
     monkeypatch.setattr("reliable_mq.pipeline.SHORT_SECONDS", 0.5)
     with Traffic(kafka, partitions=1) as traffic:
 
