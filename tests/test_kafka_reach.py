@@ -47,6 +47,7 @@ def test_a_client_that_attempts_nothing_has_given_up(dead):
         brokers(state="CONNECT"),
         brokers(state="APIVERSION_QUERY"),
         brokers(connects=4),
+        DEAD | {"GroupCoordinator": {"source": "logical", "state": "UP", "connects": 2}},
         DEAD | {"127.0.0.1:9092/bootstrap": {"source": "configured", "state": "INIT"}},
     ],
 )

@@ -30,9 +30,17 @@ RETRY: Final = 1.0
 
 
 class _Broker(Struct):
+    """source: "logical" is the coordinator, which waits for another one's address."""
+
     source: str = ""
     state: str = ""
     connects: int = 0
+
+    def is_reached_for(self) -> bool:
+        """Whether it is connected, or will be. A new bootstrap tries those of the configuration."""
+        if self.source == "logical":
+            return self.state == "UP"
+        return self.source == "configured" or self.state not in RESTING
 
 
 class _Statistics(Struct):
@@ -75,12 +83,13 @@ class Reach:
         except msgspec.MsgspecError:  # of another form it tells nothing
             return
         now = found.ts / 1e6  # not ours: it may have waited for the poll
-        # Those of the configuration come back with a new bootstrap, and are always tried.
-        begins_anew = any(one.source == "configured" for one in found.brokers.values())
-        learned = [one for one in found.brokers.values() if one.source == "learned"]
-        attempts = sum(one.connects for one in learned)
-        rests = all(one.state in RESTING for one in learned) and not begins_anew
-        if attempts != self._attempts or not rests or not self._wanted():
+        brokers = found.brokers.values()
+        attempts = sum(one.connects for one in brokers)
+        if (
+            attempts != self._attempts
+            or any(one.is_reached_for() for one in brokers)
+            or not self._wanted()
+        ):
             self._attempts, self._since = attempts, now
         self.given_up = now - self._since > self._patience
 
