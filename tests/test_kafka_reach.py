@@ -58,6 +58,17 @@ def test_a_client_that_attempts_something_has_not(alive):
     assert told == [False, False, False]
 
 
+def test_a_coordinator_without_an_address_attempts_nothing():
+    """It counts attempts all the same."""
+    reach = Reach("kafka://host", patience=9.0)
+    coordinator = {"source": "logical", "state": "TRY_CONNECT"}
+    told = [
+        said(reach, at, DEAD | {"GroupCoordinator": coordinator | {"connects": at}})
+        for at in (100, 105, 110)
+    ]
+    assert told == [False, False, True]
+
+
 def test_a_client_that_has_nothing_to_do_may_rest():
     """Brokers close connections that nobody uses. From the first wish on it counts."""
     wishes = []

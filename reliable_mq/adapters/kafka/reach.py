@@ -84,7 +84,8 @@ class Reach:
             return
         now = found.ts / 1e6  # not ours: it may have waited for the poll
         brokers = found.brokers.values()
-        attempts = sum(one.connects for one in brokers)
+        # Not of the coordinator, which counts one each time that it has no address.
+        attempts = sum(one.connects for one in brokers if one.source != "logical")
         if (
             attempts != self._attempts
             or any(one.is_reached_for() for one in brokers)
